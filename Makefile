@@ -1,0 +1,33 @@
+# Everything a fresh machine needs: `make sample` makes audio, `make test` runs the tests.
+# VENV may point elsewhere, so that several checkouts share one environment.
+VENV ?= .venv
+PYTHON ?= python3
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+INSTALLED := $(VENV)/.installed
+
+.PHONY: install sample test lint debug clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --upgrade-strategy only-if-needed -e ".[test]"
+	touch $(INSTALLED)
+
+sample: install
+	audio-var generate --label flute --label brass --label guitar --label organ --pitch 60 --pitch 67 --count 1 --seed 0 \
+		--out clips --plot clips/spectrograms.png
+
+test: install
+	python -m pytest
+
+# The recipes in miniature, on the demo notes that ship: each must lower its loss by the amount it states.
+debug: install
+	python -m recipes.check_debug
+
+lint: install
+	ruff check .
+	ruff format --check .
+
+clean:
+	rm -rf clips .pytest_cache .ruff_cache build *.egg-info

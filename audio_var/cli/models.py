@@ -1,0 +1,43 @@
+"""The model that commands use where none is named, and how they load one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from next_scale.errors import UserError
+
+if TYPE_CHECKING:
+    from next_scale.model import Generator
+    from next_scale.tokenizer import Tokenizer
+
+SHIPPED = Path(__file__).parent.parent / "models" / "notes"
+DEFAULT = "the model that comes with the package"
+
+
+def checkpoint_path(given: str | None) -> str:
+    """The checkpoint that was given, or the shipped one. Raises UserError where neither is there."""
+    if given is not None:
+        return given
+    if not (SHIPPED / "model.safetensors").is_file():
+        raise UserError(
+            f"no model came with this installation ({SHIPPED} is missing); train one as recipes/audio_notes/README.md "
+            "says and name it with --checkpoint"
+        )
+    return str(SHIPPED)
+
+
+def open_generator(given: str | None, device: str) -> Generator:
+    """Load the model to generate with. Raises UserError where it cannot."""
+    import audio_var.codecs  # noqa: F401 - registers the codecs that checkpoints name
+    from next_scale.cli import load_generator
+
+    return load_generator(checkpoint_path(given), device)
+
+
+def open_tokenizer(given: str | None, device: str) -> Tokenizer:
+    """Load the tokenizer of a checkpoint of either kind. Raises UserError where there is none."""
+    import audio_var.codecs  # noqa: F401 - registers the codecs that checkpoints name
+    from next_scale.cli import load_tokenizer
+
+    return load_tokenizer(checkpoint_path(given), device)

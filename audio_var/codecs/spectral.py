@@ -1,0 +1,161 @@
+"""A codec that works at frame rate: log-magnitude STFT in, ConvNeXt blocks, log-magnitude STFT out, phase by locking."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from audio_var.codecs.base import Codec
+from audio_var.phase import locked_phase
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, layer norm, two-layer MLP, learned residual gain (ConvNeXt, arXiv 2201.03545, in 1D)."""
+
+    def __init__(self, width: int, expansion: int, kernel: int, gain: float):
+        super().__init__()
+        self.mix = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width)
+        self.norm = nn.LayerNorm(width)
+        self.up = nn.Linear(width, expansion * width)
+        self.down = nn.Linear(expansion * width, width)
+        self.gain = nn.Parameter(torch.full((width,), gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, W) -> (B, T, W)."""
+        mixed = self.mix(x.transpose(1, 2)).transpose(1, 2)
+        return x + self.gain * self.down(F.gelu(self.up(self.norm(mixed))))
+
+
+class Trunk(nn.Module):
+    """Linear in, ConvNeXt blocks, linear out, all at frame rate: (B, T, in) -> (B, T, out)."""
+
+    def __init__(self, channels_in: int, channels_out: int, width: int, depth: int, expansion: int, kernel: int):
+        super().__init__()
+        self.enter = nn.Linear(channels_in, width)
+        self.norm_in = nn.LayerNorm(width)
+        self.blocks = nn.ModuleList(ConvNeXtBlock(width, expansion, kernel, 1 / depth) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width)
+        self.leave = nn.Linear(width, channels_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm_in(self.enter(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.leave(self.norm_out(x))
+
+
+class SpectralCodec(Codec):
+    """Waveform -> latent -> waveform through magnitude spectra.
+
+    The encoder reads log magnitudes and the decoder writes them; phases are not transmitted but follow from the
+    magnitudes (:func:`audio_var.phase.locked_phase`), so training needs no inverse STFT and no bits go into phase.
+    The layout is that of Vocos (arXiv 2306.00814) without its phase output.
+
+    Args:
+        sample_rate: of the waveforms, in Hz.
+        fft_size, hop: of the STFT, in samples; hop is also the stride of the latent.
+        latent_channels: C.
+        width, expansion, kernel: of the ConvNeXt blocks.
+        encoder_depth, decoder_depth: numbers of blocks.
+        polish: Griffin-Lim iterations after locking that make overlapping frames agree (arXiv: fast variant,
+            Perraudin et al., WASPAA 2013).
+
+    Shape notation: B batch, C latent channels, F = fft_size / 2 + 1 bins, T frames, N samples.
+    """
+
+    name = "spectral"
+    floor = 1e-4  # smallest magnitude told apart: 128 dB below a full-scale sinusoid at fft_size 1024
+    center, spread = -4.0, 4.0  # of log magnitudes, to put network inputs and outputs near unit variance
+    ceiling = 6.5
+
+    def __init__(
+        self,
+        sample_rate: int = 16000,
+        fft_size: int = 1024,
+        hop: int = 256,
+        latent_channels: int = 64,
+        width: int = 256,
+        expansion: int = 3,
+        kernel: int = 7,
+        encoder_depth: int = 4,
+        decoder_depth: int = 6,
+        polish: int = 0,
+    ):
+        super().__init__(sample_rate=sample_rate, hop=hop, latent_channels=latent_channels)
+        self.config = {
+            "sample_rate": sample_rate,
+            "fft_size": fft_size,
+            "hop": hop,
+            "latent_channels": latent_channels,
+            "width": width,
+            "expansion": expansion,
+            "kernel": kernel,
+            "encoder_depth": encoder_depth,
+            "decoder_depth": decoder_depth,
+            "polish": polish,
+        }
+        self.fft_size, self.polish = fft_size, polish
+        bins = fft_size // 2 + 1
+        self.encoder = Trunk(bins, latent_channels, width, encoder_depth, expansion, kernel)
+        self.decoder = Trunk(latent_channels, bins, width, decoder_depth, expansion, kernel)
+        self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
+
+    def stft(self, waveform: Tensor) -> Tensor:
+        """(B, N) -> (B, F, T) complex, T = N / hop: frame t is centred on the middle of hop t; zeros around the clip."""
+        margin = (self.fft_size - self.hop) // 2
+        padded = F.pad(waveform, (margin, margin))
+        return torch.stft(padded, self.fft_size, self.hop, window=self.window, center=False, return_complex=True)
+
+    def inverse_stft(self, spectrum: Tensor) -> Tensor:
+        """(B, F, T) complex -> (B, T * hop), the least-squares inverse of :meth:`stft`."""
+        frames = torch.fft.irfft(spectrum, self.fft_size, dim=1) * self.window[:, None]  # (B, fft_size, T)
+        length = (spectrum.shape[2] - 1) * self.hop + self.fft_size
+        envelope = self.window.square()[None, :, None].expand(1, -1, spectrum.shape[2])
+        both = torch.cat([frames, envelope])
+        # (B + 1, fft_size, T) -> (B + 1, length)
+        added = F.fold(both, (1, length), (1, self.fft_size), stride=(1, self.hop)).flatten(1)
+        margin = (self.fft_size - self.hop) // 2
+        added = added[:, margin : length - margin]
+        return added[:-1] / added[-1:].clamp_min(1e-8)
+
+    def log_magnitude(self, waveform: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, F, T) natural log magnitudes, softly floored."""
+        return 0.5 * torch.log(self.stft(waveform.squeeze(1)).abs().square() + self.floor**2)
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """(B, 1, N) -> (B, C, T)."""
+        return self.encode_log_magnitude(self.log_magnitude(waveform))
+
+    def encode_log_magnitude(self, log_magnitude: Tensor) -> Tensor:
+        """(B, F, T) -> (B, C, T)."""
+        x = (log_magnitude - self.center) / self.spread
+        return self.encoder(x.transpose(1, 2)).transpose(1, 2)
+
+    def decode_log_magnitude(self, latent: Tensor) -> Tensor:
+        """(B, C, T) -> (B, F, T)."""
+        x = self.decoder(latent.transpose(1, 2)).transpose(1, 2)
+        return (x * self.spread + self.center).clamp_max(self.ceiling)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, C, T) -> (B, 1, N), N = T * hop."""
+        return self.synthesize(self.decode_log_magnitude(latent))
+
+    def synthesize(self, log_magnitude: Tensor) -> Tensor:
+        """(B, F, T) log magnitudes -> (B, 1, N), differentiable in the magnitudes (phases count as constants)."""
+        phase = locked_phase(log_magnitude.detach(), self.fft_size, self.hop)
+        # the soft floor's inverse: what was silent comes out silent
+        magnitude = (torch.exp(2 * log_magnitude) - self.floor**2).clamp_min(1e-12).sqrt()
+        if self.polish:
+            phase = self._polish(magnitude.detach(), phase)
+        return self.inverse_stft(torch.polar(magnitude, phase)).unsqueeze(1)
+
+    @torch.no_grad()
+    def _polish(self, magnitude: Tensor, phase: Tensor, momentum: float = 0.9) -> Tensor:
+        """Fast Griffin-Lim from `phase` on: (B, F, T) -> (B, F, T)."""
+        before = None
+        for _ in range(self.polish):
+            again = self.stft(self.inverse_stft(torch.polar(magnitude, phase)))
+            ahead = again if before is None else again + momentum * (again - before)
+            before, phase = again, ahead.angle()
+        return phase

@@ -1,0 +1,1 @@
+"""Audio data sets: rendered notes and folders of files."""

@@ -1,0 +1,143 @@
+"""Reading and writing audio files, with one clear sentence for everything that can be wrong with one.
+
+Shape notation: T samples, C channels.
+"""
+
+import io
+import os
+import uuid
+from pathlib import Path
+
+import numpy as np
+
+from next_scale.errors import UserError
+
+FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+_BLOCK = 1 << 16
+
+
+def check_audio(path: str | os.PathLike, max_seconds: float | None = None):
+    """The header (`soundfile.info`) of a file that can be read. Raises UserError with the reason where it cannot."""
+    import soundfile
+
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name an audio file in it")
+    if not path.exists():
+        raise UserError(f"there is no file {path}: check the path")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: give an audio file")
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty (0 bytes): record or copy it again")
+        with path.open("rb"):
+            pass
+        info = soundfile.info(str(path))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless raw samples
+        raise UserError(f"{path} is no readable audio file ({_reason(error)}): convert it to wav or flac") from error
+    if info.channels > 2:
+        raise UserError(f"{path} has {info.channels} channels: mix it down to mono or stereo first")
+    if info.frames == 0:
+        raise UserError(f"{path} holds no samples: record or copy it again")
+    if not 1_000 <= info.samplerate <= 768_000:
+        raise UserError(f"{path} says it has {info.samplerate} samples a second: convert it to 8,000 to 192,000")
+    if max_seconds is not None and info.frames > max_seconds * info.samplerate:
+        raise UserError(f"{path} lasts {info.duration:,.0f} s, more than {max_seconds:,.0f} s: cut it into pieces")
+    return info
+
+
+def read_audio(
+    path: str | os.PathLike, sample_rate: int, mono: bool = True, max_seconds: float | None = 600.0
+) -> np.ndarray:
+    """Reads an audio file of any format libsndfile knows (wav, flac, ogg, opus, mp3, aiff, ...).
+
+    Args:
+        sample_rate: the rate to resample to (soxr, high quality), in Hz.
+        mono: mix stereo down to the mean of both channels.
+        max_seconds: refuse a longer file, judged by its header before decoding; None for no limit.
+    Returns:
+        float32 (T,), full scale 1; with mono=False (C, T), C being 1 or 2.
+    Raises UserError where the file is missing, a folder, empty, damaged, too long, without samples, of more than two
+    channels, or has samples that are not finite.
+    """
+    import soundfile
+    import soxr
+
+    info = check_audio(path, max_seconds)
+    blocks = []
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            frames = 0
+            # A header may understate the length: count while reading too.
+            while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
+                frames += len(block)
+                if max_seconds is not None and frames > max_seconds * info.samplerate:
+                    raise UserError(f"{path} lasts more than {max_seconds:,.0f} s: cut it into pieces first")
+                blocks.append(block.mean(axis=1, keepdims=True) if mono else block)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UserError(f"{path} is damaged ({_reason(error)}): copy it again or convert it to wav") from error
+    if not blocks:
+        raise UserError(f"{path} holds no samples: record or copy it again")
+    samples = np.concatenate(blocks)  # (T, C)
+    if not np.isfinite(samples).all():
+        raise UserError(f"{path} has samples that are not finite numbers (NaN or infinity): export it again")
+    if info.samplerate != sample_rate:
+        samples = soxr.resample(samples, info.samplerate, sample_rate, quality="HQ")
+        if not len(samples):
+            raise UserError(f"{path} is shorter than one sample at {sample_rate:,} Hz: give a longer file")
+    samples = np.ascontiguousarray(samples.T, dtype=np.float32)  # (T, C) -> (C, T)
+    return samples[0] if mono else samples
+
+
+def write_audio(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) -> None:
+    """Writes mono samples, float32 (T,), to a wav (16 bit), flac (16 bit) or ogg (Vorbis) file, by the suffix.
+
+    Samples beyond full scale are clipped. The file appears whole or not at all: it is encoded in memory, written beside
+    the target under another name, and moved over it.
+    Raises UserError for another suffix, no samples or samples that are not finite, a missing folder, a full disk.
+    """
+    import soundfile
+
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"cannot write {path.name}: end the name in {', '.join(FORMATS)}")
+    samples = np.asarray(samples, dtype=np.float32)
+    if samples.ndim != 1 or not len(samples):
+        raise UserError(f"cannot write {path.name}: expected samples of shape (T,), got {samples.shape}")
+    if not np.isfinite(samples).all():
+        raise UserError(f"cannot write {path.name}: its samples are not finite numbers (NaN or infinity)")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file to write")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}: create it or write elsewhere")
+    samples = samples.clip(-1, 1)
+    container, subtype = FORMATS[path.suffix.lower()]
+    options = {"compression_level": 1.0} if container == "FLAC" else {}  # smallest, and lossless all the same
+    encoded = io.BytesIO()
+    try:
+        with soundfile.SoundFile(encoded, "w", int(sample_rate), 1, subtype, format=container, **options) as file:
+            # One long write overflows the stack of libsndfile's Vorbis encoder.
+            for start in range(0, len(samples), _BLOCK):
+                file.write(samples[start : start + _BLOCK])
+    except soundfile.SoundFileError as error:
+        raise UserError(f"cannot write {path.name} at {sample_rate} Hz ({_reason(error)}): use .wav") from error
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        try:
+            with partial.open("xb") as file:
+                file.write(encoded.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "error_string", None) or error).strip().rstrip(".")
+    return text.splitlines()[0] if text else type(error).__name__

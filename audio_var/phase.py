@@ -1,0 +1,67 @@
+"""Phase from magnitude: sinusoids found as spectral peaks, each advancing at its own frequency."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nearest_peak(log_magnitude: Tensor) -> Tensor:
+    """For every bin the nearest local maximum over frequency: (B, F, T) -> (B, F, T) int64.
+
+    A peak is the largest of five neighbouring bins, the width of a Hann window's main lobe.
+    """
+    bins = log_magnitude.shape[1]
+    x = F.pad(log_magnitude, (0, 0, 2, 2), value=-math.inf)
+    peak = (log_magnitude >= x[:, :bins]) & (log_magnitude >= x[:, 1 : bins + 1])
+    peak &= (log_magnitude > x[:, 3 : bins + 3]) & (log_magnitude > x[:, 4:])
+    index = torch.arange(bins, device=x.device).view(1, -1, 1).expand_as(log_magnitude)
+    far = 4 * bins
+    below = torch.where(peak, index, -far).cummax(1).values
+    above = torch.where(peak, index, far).flip(1).cummin(1).values.flip(1)
+    return torch.where(index - below <= above - index, below, above).clamp_(0, bins - 1)
+
+
+def peak_frequency(log_magnitude: Tensor, peak: Tensor) -> Tensor:
+    """Frequency in bins of each peak by the parabola through three log magnitudes: (B, F, T) -> (B, F, T) float.
+
+    The log of a Hann window's main lobe is close to a parabola, which puts the error of a steady sinusoid at a few
+    hundredths of a bin (J. O. Smith, Spectral Audio Signal Processing, "Quadratic Interpolation of Spectral Peaks").
+    """
+    peak = peak.clamp(1, log_magnitude.shape[1] - 2)
+    left, top, right = (log_magnitude.gather(1, peak + d) for d in (-1, 0, 1))
+    offset = 0.5 * (left - right) / (left - 2 * top + right).clamp_max(-1e-6)
+    return peak + offset.clamp_(-0.5, 0.5)
+
+
+@torch.no_grad()
+def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int) -> Tensor:
+    """Phases that make a magnitude spectrogram sound: peaks turn, the bins around each stay locked to it.
+
+    Every peak advances by its interpolated frequency; the bins of its main lobe keep the alternating signs that a Hann
+    window gives a steady sinusoid, so lobes stay clean however long the note (identity phase locking: Laroche and
+    Dolson, "Improved phase vocoder time-scale modification of audio", IEEE Trans. SAP 7(3), 1999). Deterministic.
+
+    Args:
+        log_magnitude: (B, F, T) float, natural log of STFT magnitudes with a Hann window, F = fft_size / 2 + 1.
+        fft_size, hop: in samples.
+
+    Returns:
+        (B, F, T) phases in radians, relative to the first sample of each frame.
+
+    Shape notation: B batch, F frequency bins, T frames.
+    """
+    peak = nearest_peak(log_magnitude)
+    frequency = peak_frequency(log_magnitude, peak)
+    bins = torch.arange(log_magnitude.shape[1], device=log_magnitude.device).view(1, -1, 1)
+    lobe = math.pi * (bins - peak)  # neighbouring bins of a lobe have opposite signs
+    turn = 2 * math.pi * hop / fft_size
+    phase = torch.empty_like(log_magnitude)
+    phase[:, :, 0] = lobe[:, :, 0]
+    for t in range(1, log_magnitude.shape[2]):
+        here = peak[:, :, t]
+        # a peak continues whatever sounded at its bin one frame before, at the mean of both frequencies
+        advance = 0.5 * turn * (frequency[:, :, t] + frequency[:, :, t - 1].gather(1, here))
+        phase[:, :, t] = phase[:, :, t - 1].gather(1, here) + advance + lobe[:, :, t]
+    return phase

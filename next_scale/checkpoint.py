@@ -1,0 +1,152 @@
+"""Checkpoints: weights as safetensors, everything else as JSON; nothing in them is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from next_scale.errors import UserError
+from next_scale.model import Generator
+from next_scale.predictors.next_scale import NextScale
+from next_scale.quantizer import MultiScaleQuantizer
+from next_scale.sampling import SamplingOptions
+from next_scale.tokenizer import Tokenizer
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FORMAT = "next-scale"
+
+_AUTOENCODERS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register_autoencoder(name: str, build: Callable[..., nn.Module]) -> None:
+    """Let checkpoints name an autoencoder: ``build(**config)`` makes it. Backends register theirs on import."""
+    _AUTOENCODERS[name] = build
+
+
+def _config_of(model: nn.Module) -> dict:
+    tokenizer = model.tokenizer if isinstance(model, Generator) else model
+    config = {
+        "format": FORMAT,
+        "version": 1,
+        "kind": "generator" if isinstance(model, Generator) else "tokenizer",
+        "autoencoder": {"name": tokenizer.autoencoder.name, **tokenizer.autoencoder.to_config()},
+        "quantizer": tokenizer.quantizer.to_config(),
+    }
+    if isinstance(model, Generator):
+        config |= {"predictor": model.predictor.to_config(), "sampling": asdict(model.sampling)}
+    return config
+
+
+def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """Write ``model.safetensors`` (which carries the configuration too) and ``config.json`` into `folder`.
+
+    Args:
+        dtype: store floating-point weights so, ``torch.float16`` for half the size; they load as float32.
+
+    Raises:
+        UserError: the folder cannot be written; what was there before stays whole.
+    """
+    folder = Path(folder)
+    config = json.dumps(_config_of(model), indent=1)
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    if dtype is not None:
+        state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            save_file(state, Path(scratch, WEIGHTS), metadata={"config": config})
+            Path(scratch, CONFIG).write_text(config + "\n")
+            for name in (WEIGHTS, CONFIG):
+                os.replace(Path(scratch, name), folder / name)
+    except OSError as error:
+        raise UserError(f"cannot write the checkpoint to {folder}: {error.strerror or error}") from error
+    return folder
+
+
+def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> Tokenizer | Generator:
+    """Load a model from a checkpoint folder, a ``.safetensors`` file, or the id of a Hugging Face hub repository.
+
+    Raises:
+        UserError: nothing there, not a checkpoint of ours, truncated, or weights that do not fit the configuration.
+    """
+    path = _locate(source)
+    config, state = _read(path)
+    model = _build(config, path)
+    _fill(model, state, path)
+    return model.eval().to(device)
+
+
+def _locate(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        if not (path / WEIGHTS).is_file():
+            raise UserError(f"no {WEIGHTS} in the folder {path}; is it a checkpoint?")
+        return path / WEIGHTS
+    if path.is_file():
+        return path
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/")) or path.suffix:
+        raise UserError(f"no checkpoint at {source}; give a folder, a .safetensors file, or a hub id such as owner/name")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        return Path(hf_hub_download(text, WEIGHTS))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"no folder {source} here, and the hub did not give it: {reason}") from error
+
+
+def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {str(error).splitlines()[0]}") from error
+    try:
+        config = json.loads(metadata["config"])
+        known = config["format"] == FORMAT
+    except (KeyError, TypeError, ValueError):
+        known = False
+    if not known:
+        raise UserError(f"{path} is a safetensors file but not a checkpoint of this project: it has no configuration")
+    if config.get("version") != 1:
+        raise UserError(f"{path} has checkpoint version {config.get('version')}; this program reads version 1")
+    return config, state
+
+
+def _build(config: dict, path: Path) -> Tokenizer | Generator:
+    try:
+        options = dict(config["autoencoder"])
+        name = options.pop("name")
+        if name not in _AUTOENCODERS:
+            raise UserError(f"{path} needs the autoencoder '{name}'; known here: {', '.join(_AUTOENCODERS) or 'none'}")
+        tokenizer = Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
+        if config["kind"] == "tokenizer":
+            return tokenizer
+        predictor = NextScale.from_config(config["predictor"])
+        return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} has a configuration that does not build a model: {error!r}") from error
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise UserError(f"{path} lacks the tensor {name}")
+        if state[name].shape != tensor.shape:
+            raise UserError(f"{path}: {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
+    if extra := sorted(set(state) - set(own)):
+        raise UserError(f"{path} has a tensor that the model does not: {extra[0]}")
+    model.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in own.items()})

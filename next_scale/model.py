@@ -1,0 +1,63 @@
+"""What a checkpoint holds: a tokenizer, and with it a predictor of its tokens."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from next_scale.condition import ConditionSpec
+from next_scale.predictors.next_scale import NextScale
+from next_scale.sampling import SamplingOptions
+from next_scale.tokenizer import Tokenizer
+
+
+class Generator(nn.Module):
+    """A tokenizer and a predictor trained on its tokens.
+
+    Args:
+        tokenizer: turns tokens into samples.
+        predictor: draws tokens.
+        sampling: options that suit this model, used where a caller gives none.
+
+    Shape notation: B batch, L tokens.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, predictor: NextScale, sampling: SamplingOptions | None = None):
+        super().__init__()
+        self.tokenizer, self.predictor = tokenizer, predictor
+        self.sampling = sampling or SamplingOptions()
+
+    @property
+    def condition_spec(self) -> ConditionSpec:
+        """Fields and values that the model can be asked for."""
+        return self.predictor.conditioner.spec
+
+    @torch.inference_mode()
+    def generate(
+        self, condition: dict[str, Tensor], seeds: Sequence[int], sampling: SamplingOptions | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw one sample a seed.
+
+        Args:
+            condition: field -> (B,) int64 indices, -1 where not given.
+            seeds: B integers; a sample depends on its own seed and condition only.
+
+        Returns:
+            Decoded samples (B, ...) and their tokens (B, L) int64.
+        """
+        tokens = self.predictor.generate(
+            self.tokenizer.quantizer, condition, len(seeds), sampling or self.sampling, seeds=seeds
+        )
+        return self.tokenizer.decode(tokens), tokens
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """16 hex digits that name a tokenizer's weights: tokens mean something to the tokenizer that made them only."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tokenizer.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,5 @@
+"""Predictors of token pyramids: one family a module, one interface (loss, log_prob, generate)."""
+
+from next_scale.predictors.next_scale import LossOutput, NextScale
+
+__all__ = ["LossOutput", "NextScale"]

@@ -1,0 +1,246 @@
+"""Next-scale prediction: one transformer step gives a whole token map (VAR, arXiv 2404.02905, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from next_scale.attention import PrefixAttention
+from next_scale.condition import Conditioner, ConditionSpec
+from next_scale.errors import UserError
+from next_scale.quantizer import MultiScaleQuantizer
+from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample
+from next_scale.schedule import Schedule
+from next_scale.transformer import Transformer, init_weight
+
+# Logits of a sample alone and in a batch differ by rounding, a few 1e-6. A draw decided by less than this is taken
+# from the sample alone.
+TOLERANCE = 1e-4
+
+
+class LossOutput(NamedTuple):
+    """loss: scalar to minimise. per_scale: (K,) mean cross-entropy in nats. accuracy: (K,) share of top-1 hits."""
+
+    loss: Tensor
+    per_scale: Tensor
+    accuracy: Tensor
+
+
+class NextScale(nn.Module):
+    """Predicts every token of a scale at once from all coarser scales and the condition.
+
+    The input of scale 0 is the condition's embedding; that of scale k the sum of scales < k, resampled to scale k's
+    size (:meth:`next_scale.quantizer.MultiScaleQuantizer.teacher_forcing`). Each token also gets a position embedding
+    of its place in the pyramid and one of its scale.
+
+    Args:
+        schedule: of the quantizer; a text such as "1 2 4 8" will do.
+        codebook_size: V.
+        latent_channels: C of the inputs: the channels inside the quantizer's pyramid (`quantizer.channels`).
+        spec: condition fields and their values; empty for unconditional prediction.
+        width, depth, heads, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path: see
+            :class:`next_scale.transformer.Transformer`.
+        condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
+        label_smoothing: of the training loss; the losses reported per scale are without.
+        equal_scales: the training loss is the mean over scales of each scale's mean, instead of over all tokens.
+
+    Raises:
+        UserError: `width` is not a multiple of `heads`.
+
+    Shape notation: B batch, K scales, n_k tokens of scale k, L tokens in all, C channels, V codes, D width.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule | str | list,
+        codebook_size: int,
+        latent_channels: int,
+        spec: ConditionSpec | None = None,
+        width: int = 256,
+        depth: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        shared_modulation: bool = False,
+        qk_norm: bool = False,
+        softmax_scale: float | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        condition_dropout: float = 0.1,
+        field_dropout: float = 0.0,
+        label_smoothing: float = 0.0,
+        equal_scales: bool = False,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError(f"width {width} is not a multiple of {heads} heads")
+        self.schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
+        self.codebook_size, self.latent_channels = codebook_size, latent_channels
+        self.label_smoothing, self.equal_scales = label_smoothing, equal_scales
+        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout)
+        self.options = {
+            "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
+            "shared_modulation": shared_modulation, "qk_norm": qk_norm, "softmax_scale": softmax_scale,
+            "dropout": dropout, "drop_path": drop_path, "condition_dropout": condition_dropout,
+            "field_dropout": field_dropout, "label_smoothing": label_smoothing, "equal_scales": equal_scales,
+        }  # fmt: skip
+        self.transformer = Transformer(
+            width, depth, heads, codebook_size, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path
+        )
+        self.prefix = PrefixAttention(self.schedule.visible_end)
+        self.word_embed = nn.Linear(latent_channels, width)
+        self.level_embed = nn.Parameter(torch.empty(self.schedule.scales, width))
+        self.position_embed = nn.Parameter(torch.empty(self.schedule.length, width))
+        self.start_embed = nn.Parameter(torch.empty(self.schedule.counts[0], width))
+        self.register_buffer("level", self.schedule.level, persistent=False)
+        std = (3 * width) ** -0.5
+        nn.init.zeros_(self.word_embed.bias)
+        for weight in (self.word_embed.weight, self.level_embed, self.position_embed, self.start_embed):
+            init_weight(weight, std)
+
+    def to_config(self) -> dict:
+        """Arguments that build this predictor again, for JSON."""
+        return {
+            "schedule": self.schedule.to_config(), "codebook_size": self.codebook_size,
+            "latent_channels": self.latent_channels, "spec": self.conditioner.spec, **self.options,
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> NextScale:
+        """Inverse of :meth:`to_config`."""
+        return cls(**{**config, "schedule": Schedule.from_config(config["schedule"])})
+
+    def _places(self) -> Tensor:
+        """What every token gets for its place and scale: (L, D)."""
+        return self.position_embed + self.level_embed[self.level]
+
+    def _first(self, condition: Tensor) -> Tensor:
+        """Input of scale 0: (B, D) -> (B, n_0, D)."""
+        return condition[:, None] + self.start_embed
+
+    def forward(self, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the whole pyramid under teacher forcing.
+
+        Args:
+            inputs: (B, L - n_0, C), `quantizer.teacher_forcing(tokens)`.
+            condition: field -> (B,) int64 index, -1 for not given.
+
+        Returns:
+            (B, L, V) float32.
+        """
+        c = self.conditioner(condition, inputs.shape[0])
+        x = torch.cat([self._first(c), self.word_embed(inputs)], dim=1) + self._places()
+        return self.transformer(x, self.transformer.modulations(c), self.prefix)
+
+    def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
+        """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`."""
+        logits = self.forward(inputs, condition)
+        entropy = _entropy(logits, tokens)
+        target = entropy
+        if self.label_smoothing > 0:
+            uniform = logits.logsumexp(-1) - logits.mean(-1)
+            target = torch.lerp(entropy, uniform, self.label_smoothing)
+        loss = self._scale_means(target).mean() if self.equal_scales else target.mean()
+        with torch.no_grad():
+            hits = (logits.argmax(-1) == tokens).float()
+            return LossOutput(loss, self._scale_means(entropy), self._scale_means(hits))
+
+    def _scale_means(self, values: Tensor) -> Tensor:
+        """(B, L) -> (K,)."""
+        return torch.stack([part.mean() for part in self.schedule.split(values)])
+
+    def log_prob(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Natural log-probability of tokens (B, L), summed within each scale: (B, K).
+
+        Exact in eval mode; in train mode the dropouts apply.
+        """
+        logits = self.forward(inputs, condition)
+        entropy = _entropy(logits, tokens)
+        return torch.stack([-part.sum(1) for part in self.schedule.split(entropy)], dim=1)
+
+    def generate(
+        self,
+        quantizer: MultiScaleQuantizer,
+        condition: Mapping[str, Tensor],
+        batch: int,
+        sampling: SamplingOptions | None = None,
+        generator: torch.Generator | None = None,
+        seeds: int | Sequence[int] | Tensor | None = None,
+    ) -> Tensor:
+        """Draw pyramids, K transformer steps each.
+
+        A sample depends on its condition and seed, and not on the samples beside it: each has its own stream of noise,
+        and where rounding, which does differ between batch sizes, could decide a draw (a few samples in a hundred),
+        that sample is drawn again alone.
+
+        Args:
+            quantizer: turns each scale into the next scale's input; of the same schedule.
+            condition: field -> (B,) int64 index, -1 for not given.
+            batch: B.
+            sampling: see :class:`next_scale.sampling.SamplingOptions`.
+            generator: draws the seeds where none are given; the global one by default.
+            seeds: one a sample; or one integer s, for s, s + 1, ... s + B - 1.
+
+        Returns:
+            (B, L) int64.
+        """
+        sampling = sampling or SamplingOptions()
+        if seeds is None:
+            seeds = torch.randint(2**62, (batch,), generator=generator)
+        seeds = [seeds + i for i in range(batch)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
+        if len(seeds) != batch:
+            raise ValueError(f"{len(seeds)} seeds for a batch of {batch}")
+        training = self.training
+        self.eval()
+        try:
+            tokens, sure = self._generate(quantizer, condition, sampling, seeds)
+            tokens = tokens.clone()  # outside inference mode: a tensor like any other
+            if batch > 1:
+                for row in (~sure).nonzero()[:, 0].tolist():
+                    alone = {name: index[row : row + 1] for name, index in condition.items()}
+                    tokens[row] = self._generate(quantizer, alone, sampling, seeds[row : row + 1])[0][0]
+        finally:
+            self.train(training)
+        return tokens
+
+    @torch.inference_mode()
+    def _generate(
+        self, quantizer: MultiScaleQuantizer, condition: Mapping[str, Tensor], sampling: SamplingOptions,
+        seeds: list[int],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Tokens (B, L) and whether rounding decided none of a sample's draws (B,)."""
+        batch, guided, schedule = len(seeds), sampling.cfg > 0, self.schedule
+        c = self.conditioner(condition, batch)
+        if guided:  # the same samples without condition, side by side
+            c = torch.cat([c, self.conditioner({}, batch)])
+        modulations = self.transformer.modulations(c)
+        cache = self.transformer.cache(c.shape[0], schedule.length)
+        places = self._places()
+        noise = NoiseStreams(seeds)
+        latent = quantizer.initial_latent(batch)
+        x, tokens = self._first(c), []
+        sure = torch.ones(batch, dtype=torch.bool, device=c.device)
+        for k, (start, count) in enumerate(zip(schedule.starts, schedule.counts, strict=True)):
+            logits = self.transformer(x + places[start : start + count], modulations, cache=cache)
+            tolerance = TOLERANCE
+            if guided:
+                strength = sampling.strength(k, schedule.scales)
+                logits = guide(*logits.chunk(2), strength)
+                tolerance *= 1 + 2 * strength
+            gumbel = None if sampling.greedy else noise.gumbel(count, self.codebook_size, c.device)
+            draw = sample(logits, sampling, gumbel, tolerance)
+            tokens.append(draw.tokens)
+            sure &= draw.sure.all(1)
+            latent, shown = quantizer.step(latent, draw.tokens, k)
+            if shown is not None:
+                x = self.word_embed(shown)
+                x = torch.cat([x, x]) if guided else x
+        return torch.cat(tokens, dim=1), sure
+
+
+def _entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy of every token in nats: (B, L, V), (B, L) -> (B, L)."""
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)

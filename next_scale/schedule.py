@@ -1,0 +1,155 @@
+"""Scale schedules: the size of every token map, from coarse to fine, in any number of dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from next_scale.errors import UserError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The sizes of a pyramid's token maps, coarse to fine, and all that follows from them.
+
+    Next-scale prediction (VAR, arXiv 2404.02905, section 3.2) emits one whole token map a step. Sizes may repeat
+    (more residual levels at one resolution) and grow by any factor, but never shrink; the last is the full grid.
+
+    Args:
+        sizes: one tuple a scale: ``((1,), (2,), (4,))`` in 1D, ``((1, 1), (2, 2))`` in 2D.
+
+    Raises:
+        UserError: no scale, a size below 1, mixed numbers of dimensions, or a size smaller than the one before.
+
+    Shape notation: K scales, n_k tokens of scale k, L = sum n_k tokens in all.
+    """
+
+    sizes: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        sizes = tuple(tuple(int(s) for s in size) for size in self.sizes)
+        object.__setattr__(self, "sizes", sizes)
+        if not sizes or not sizes[0]:
+            raise UserError("a schedule needs at least one scale, such as '1 2 4 8'")
+        if len({len(size) for size in sizes}) != 1:
+            raise UserError(f"every scale of a schedule needs the same number of dimensions, got {self}")
+        if min(min(size) for size in sizes) < 1:
+            raise UserError(f"every size of a schedule must be at least 1, got {self}")
+        for smaller, larger in zip(sizes, sizes[1:], strict=False):
+            if any(a > b for a, b in zip(smaller, larger, strict=True)):
+                raise UserError(f"the scales of a schedule may not shrink, got {self}")
+
+    @classmethod
+    def parse(cls, text: str | Sequence) -> Schedule:
+        """Read ``"1 2 4 8"`` (1D), ``"1x1 2x2 4x4"`` (2D), or a list of ints or of lists of ints."""
+        items = text.replace(",", " ").split() if isinstance(text, str) else list(text)
+        try:
+            sizes = []
+            for item in items:
+                parts = item.lower().split("x") if isinstance(item, str) else item
+                sizes.append(tuple(int(p) for p in parts) if isinstance(parts, list | tuple) else (int(parts),))
+        except (TypeError, ValueError):
+            raise UserError(f"cannot read {text!r} as a schedule; write '1 2 4 8' or '1x1 2x2 4x4'") from None
+        return cls(tuple(sizes))
+
+    @classmethod
+    def from_config(cls, config: Sequence[Sequence[int]]) -> Schedule:
+        """Inverse of :meth:`to_config`."""
+        return cls(tuple(tuple(size) for size in config))
+
+    def to_config(self) -> list[list[int]]:
+        """The sizes as lists, for JSON."""
+        return [list(size) for size in self.sizes]
+
+    def __str__(self) -> str:
+        return " ".join("x".join(map(str, size)) for size in self.sizes)
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of the grid."""
+        return len(self.sizes[0])
+
+    @property
+    def scales(self) -> int:
+        """Number of scales, K."""
+        return len(self.sizes)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Size of the full grid: that of the last scale."""
+        return self.sizes[-1]
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Tokens of each scale."""
+        return tuple(math.prod(size) for size in self.sizes)
+
+    @cached_property
+    def length(self) -> int:
+        """Tokens of the whole pyramid, L."""
+        return sum(self.counts)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Index of the first token of each scale in the flattened pyramid."""
+        return tuple(sum(self.counts[:k]) for k in range(self.scales))
+
+    @cached_property
+    def level(self) -> Tensor:
+        """Scale that each token belongs to: (L,) int64."""
+        return torch.repeat_interleave(torch.arange(self.scales), torch.tensor(self.counts))
+
+    @cached_property
+    def visible_end(self) -> Tensor:
+        """Number of leading tokens that each query may see, all of its own scale included: (L,) int64."""
+        return (torch.tensor(self.starts) + torch.tensor(self.counts))[self.level]
+
+    def split(self, tokens: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
+        """Split the flattened pyramid into its scales along `dim`: (B, L, ...) -> K x (B, n_k, ...)."""
+        return tokens.split(self.counts, dim=dim)
+
+    def bits(self, codebook_size: int) -> float:
+        """Bits that one pyramid of tokens takes at `codebook_size` codes a token."""
+        return self.length * math.log2(codebook_size)
+
+
+@dataclass(frozen=True)
+class StrideSchedule:
+    """Scales as strides of the full grid, so that one model serves any length (SNAC, arXiv 2410.14411).
+
+    Args:
+        strides: stride of each scale in every dimension, coarse to fine, such as ``(8, 4, 2, 1)``.
+
+    Raises:
+        UserError: a stride that does not divide the one before it, or the last stride is not 1.
+    """
+
+    strides: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        strides = tuple(int(s) for s in self.strides)
+        object.__setattr__(self, "strides", strides)
+        if not strides or strides[-1] != 1 or min(strides) < 1:
+            raise UserError(f"strides must be positive and end at 1, such as '8 4 2 1', got {list(strides)}")
+        if any(a % b for a, b in zip(strides, strides[1:], strict=False)):
+            raise UserError(f"each stride must be a multiple of the next, got {list(strides)}")
+
+    @property
+    def scales(self) -> int:
+        """Number of scales, K."""
+        return len(self.strides)
+
+    def at(self, grid: Sequence[int]) -> Schedule:
+        """The absolute schedule for a full grid of this size.
+
+        Raises:
+            UserError: the coarsest stride does not divide the grid.
+        """
+        if any(g % self.strides[0] for g in grid):
+            raise UserError(f"a grid of {tuple(grid)} is not a multiple of the coarsest stride {self.strides[0]}; pad it")
+        return Schedule(tuple(tuple(g // s for g in grid) for s in self.strides))

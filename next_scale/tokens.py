@@ -1,0 +1,144 @@
+"""Token sets: a data set passed through a tokenizer once, then streamed for the training of predictors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from next_scale.checkpoint import from_pretrained
+from next_scale.condition import ConditionSpec
+from next_scale.errors import UserError
+from next_scale.model import Generator, fingerprint
+from next_scale.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+
+class TokenSet(Dataset):
+    """Items ``{"tokens": (L,) int64, "condition": {field: int}}`` of a folder that :func:`write_tokens` wrote."""
+
+    def __init__(self, folder: str | Path):
+        folder = Path(folder)
+        self.meta = json.loads((folder / "meta.json").read_text())
+        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
+        self.conditions = np.load(folder / "conditions.npy", allow_pickle=False)
+        self.fields = self.meta["fields"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict:
+        condition = dict(zip(self.fields, self.conditions[index].tolist(), strict=True))
+        return {"tokens": torch.from_numpy(self.tokens[index].astype(np.int64)), "condition": condition}
+
+
+def write_tokens(folder: str | Path, batches: Iterable[dict], tokenizer: Tokenizer, fields: list[str]) -> None:
+    """Tokenize batches ``{"sample": (B, ...), "condition": {field: (B,)}}`` into a folder of npy files, all or nothing."""
+    folder = Path(folder)
+    tokens, conditions = [], []
+    for batch in batches:
+        tokens.append(tokenizer.encode(batch["sample"]).numpy().astype(np.uint16))
+        conditions.append(torch.stack([batch["condition"][name] for name in fields], 1).numpy().astype(np.int32))
+    if not tokens:
+        raise UserError("there is nothing to tokenize: the data set is empty")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokens-") as scratch:
+        part = Path(scratch, "set")
+        part.mkdir()
+        np.save(part / "tokens.npy", np.concatenate(tokens))
+        np.save(part / "conditions.npy", np.concatenate(conditions))
+        (part / "meta.json").write_text(json.dumps({"fields": fields, "fingerprint": fingerprint(tokenizer)}))
+        os.replace(part, folder)
+
+
+class TokenDataModule(L.LightningDataModule):
+    """Tokens of another data module's samples, made by a trained tokenizer and kept for the next run.
+
+    Args:
+        source: a data module with ``dataset(split)`` for ``train``, ``validation`` and ``test``, and ``condition_spec``.
+        tokenizer: checkpoint of the tokenizer.
+        folder: where token sets are kept; each tokenizer's in a folder named by its fingerprint.
+        batch_size: pyramids a batch.
+        passes: times the training split is tokenized; more than one where samples are random crops.
+        seed: of the order of the batches.
+    """
+
+    def __init__(
+        self,
+        source: L.LightningDataModule,
+        tokenizer: str,
+        folder: str = "data/tokens",
+        batch_size: int = 32,
+        passes: int = 1,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.source, self.checkpoint, self.root = source, tokenizer, Path(folder)
+        self.batch_size, self.passes, self.seed = batch_size, passes, seed
+        self._folder: Path | None = None
+
+    @property
+    def condition_spec(self) -> ConditionSpec:
+        """Fields and values of the conditions."""
+        return self.source.condition_spec
+
+    def prepare_data(self) -> None:
+        model = from_pretrained(self.checkpoint)
+        tokenizer = model.tokenizer if isinstance(model, Generator) else model
+        name = f"{self.source.name}-{fingerprint(tokenizer)}" + (f"-x{self.passes}" if self.passes > 1 else "")
+        self._folder = self.root / name
+        for split in ("train", "validation", "test"):
+            if (self._folder / split / "meta.json").is_file():
+                continue
+            try:
+                dataset = self.source.dataset(split)
+            except UserError as error:
+                if split == "train":
+                    raise
+                logger.warning("no %s tokens: %s", split, error)
+                continue
+            passes = self.passes if split == "train" else 1
+            write_tokens(
+                self._folder / split, self._batches(dataset, split, passes), tokenizer, list(self.condition_spec)
+            )
+
+    def _batches(self, dataset: Dataset, split: str, passes: int) -> Iterable[dict]:
+        from rich.progress import track
+
+        loader = DataLoader(dataset, batch_size=64)
+        for _ in range(passes):
+            yield from track(loader, description=f"tokenizing {split}")
+
+    def setup(self, stage: str) -> None:
+        if self._folder is None:
+            self.prepare_data()
+
+    def _set(self, split: str) -> TokenSet | None:
+        folder = self._folder / split
+        return TokenSet(folder) if folder.is_dir() else None
+
+    def train_dataloader(self) -> DataLoader:
+        tokens = self._set("train")
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(
+            tokens, self.batch_size, shuffle=True, drop_last=len(tokens) >= self.batch_size, generator=generator
+        )
+
+    def _held_out(self, split: str) -> DataLoader | list:
+        tokens = self._set(split)
+        return [] if tokens is None else DataLoader(tokens, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._held_out("validation")
+
+    def test_dataloader(self) -> DataLoader | list:
+        return self._held_out("test")

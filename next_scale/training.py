@@ -1,0 +1,295 @@
+"""Lightning modules that train tokenizers and predictors, whatever the modality."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+
+from next_scale.checkpoint import from_pretrained, save_pretrained
+from next_scale.errors import UserError
+from next_scale.model import Generator
+from next_scale.predictors.next_scale import NextScale
+from next_scale.quantizer import MultiScaleQuantizer
+from next_scale.sampling import SamplingOptions
+from next_scale.schedule import Schedule
+from next_scale.tokenizer import Tokenizer
+
+
+class ExponentialAverage(WeightAveraging):
+    """Exponential moving average of the weights: validation, checkpoints and the exported model use it.
+
+    Args:
+        decay: of the average; early on min(decay, (1 + n) / (10 + n)) after n steps, so that it forgets the start.
+    """
+
+    def __init__(self, decay: float = 0.999):
+        super().__init__(avg_fn=lambda mean, new, n: mean + (new - mean) * (1 - min(decay, float((1 + n) / (10 + n)))))
+
+
+class ScheduledModule(L.LightningModule):
+    """AdamW with linear warm-up and cosine decay, shared by all trainings.
+
+    Args:
+        lr: peak learning rate.
+        betas, weight_decay: of AdamW; decay applies to matrices and kernels only.
+        warmup: steps of linear warm-up.
+        final_lr: share of `lr` left at the end.
+    """
+
+    def __init__(self, lr: float, betas: tuple[float, float], weight_decay: float, warmup: int, final_lr: float):
+        super().__init__()
+        self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
+        self.warmup, self.final_lr = warmup, final_lr
+
+    def optimizer_for(self, parameters: list[nn.Parameter]) -> dict:
+        """AdamW and its schedule over the trainer's whole length."""
+        parameters = [p for p in parameters if p.requires_grad]
+        groups = [
+            {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=tuple(self.betas))
+        steps = self.trainer.estimated_stepping_batches
+        if steps == float("inf"):
+            raise UserError("the learning rate needs a length of training: set trainer.max_steps or trainer.max_epochs")
+        warmup = max(1, min(self.warmup, int(steps) // 2))
+        schedule = SequentialLR(
+            optimizer,
+            [
+                LinearLR(optimizer, 1 / warmup, total_iters=warmup),
+                CosineAnnealingLR(optimizer, max(1, int(steps) - warmup), eta_min=self.lr * self.final_lr),
+            ],
+            milestones=[warmup],
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class TokenizerModule(ScheduledModule):
+    """Trains an autoencoder and its multi-scale quantizer.
+
+    The first steps train the autoencoder alone; then k-means places all codebooks on real latents, and the rest trains
+    both. Adversarial training, where the objective has a discriminator, starts at `adversarial_after`.
+
+    Args:
+        autoencoder: see :class:`next_scale.tokenizer.Tokenizer`.
+        objective: ``objective(autoencoder, x, latent) -> (loss, logs)``; with ``discriminator`` (a module or None),
+            ``adversarial(autoencoder, x, latent) -> (loss, logs, fake)`` and ``discriminator_loss(x, fake)``.
+        schedule: scales, such as ``"1 2 4 8"`` or ``"1x1 2x2"``.
+        quantizer: further arguments of :class:`next_scale.quantizer.MultiScaleQuantizer`.
+        quantize_after: steps before the quantizer starts.
+        start_samples: samples whose latents place the codebooks.
+        adversarial_after: steps before the discriminator starts.
+        lr, betas, weight_decay, warmup, final_lr: see :class:`ScheduledModule`.
+        clip: gradient norm limit of adversarial training, where Lightning leaves clipping to the module.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        objective: nn.Module,
+        schedule: str,
+        quantizer: dict | None = None,
+        quantize_after: int = 500,
+        start_samples: int = 2048,
+        adversarial_after: int = 0,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.01,
+        warmup: int = 200,
+        final_lr: float = 0.02,
+        clip: float = 1.0,
+    ):
+        super().__init__(lr, betas, weight_decay, warmup, final_lr)
+        quantizer = MultiScaleQuantizer(Schedule.parse(schedule), autoencoder.latent_channels, **(quantizer or {}))
+        self.tokenizer = Tokenizer(autoencoder, quantizer)
+        self.objective = objective
+        self.quantize_after, self.start_samples = quantize_after, start_samples
+        self.adversarial_after, self.clip = adversarial_after, clip
+        self.automatic_optimization = objective.discriminator is None
+        self.save_hyperparameters({"quantize_after": quantize_after})
+
+    @property
+    def model(self) -> nn.Module:
+        """What is exported."""
+        return self.tokenizer
+
+    def configure_optimizers(self):
+        own = self.optimizer_for(list(self.tokenizer.parameters()))
+        if self.automatic_optimization:
+            return own
+        other = self.optimizer_for(list(self.objective.discriminator.parameters()))
+        return [own["optimizer"], other["optimizer"]], [own["lr_scheduler"], other["lr_scheduler"]]
+
+    @torch.no_grad()
+    def start_quantizer(self) -> None:
+        """Place all codebooks by k-means over latents of `start_samples` training samples."""
+        latents, seen = [], 0
+        self.tokenizer.eval()
+        while seen < self.start_samples:
+            for batch in self.trainer.train_dataloader:
+                latents.append(self.tokenizer.autoencoder.encode(batch["sample"].to(self.device)))
+                seen += latents[-1].shape[0]
+                if seen >= self.start_samples:
+                    break
+        self.tokenizer.quantizer.start(torch.cat(latents))
+        self.tokenizer.train()
+
+    def on_train_batch_start(self, batch, batch_idx: int) -> None:
+        if self.step == self.quantize_after:
+            self.start_quantizer()
+
+    @property
+    def step(self) -> int:
+        """Batches trained on; Lightning counts the steps of both optimizers."""
+        return self.trainer.global_step if self.automatic_optimization else self.trainer.global_step // 2
+
+    def training_step(self, batch: dict, batch_idx: int):
+        x = batch["sample"]
+        latent = self.tokenizer.autoencoder.encode(x)
+        logs = {}
+        extra = latent.new_zeros(())
+        if self.step >= self.quantize_after:
+            out = self.tokenizer.quantizer(latent)
+            latent, extra = out.quantized, out.loss
+            logs |= {"quantizer": out.loss.detach(), "perplexity": out.perplexity.mean()}
+        if self.automatic_optimization:
+            loss, terms = self.objective(self.tokenizer.autoencoder, x, latent)
+            loss = loss + extra
+        else:
+            loss, terms = self._adversarial_step(x, latent, extra)
+        logs |= terms | {"loss": loss.detach()}
+        self.log_dict({f"train/{name}": value for name, value in logs.items()}, prog_bar=False)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        return loss if self.automatic_optimization else None
+
+    def _adversarial_step(self, x: Tensor, latent: Tensor, extra: Tensor) -> tuple[Tensor, dict]:
+        """One step of the tokenizer, then one of the discriminator."""
+        own, other = self.optimizers()
+        loss, logs = self.objective(self.tokenizer.autoencoder, x, latent)
+        fake = None
+        if self.step >= self.adversarial_after:
+            term, terms, fake = self.objective.adversarial(self.tokenizer.autoencoder, x, latent)
+            loss, logs = loss + term, logs | terms
+        loss = loss + extra
+        self._optimize(own, loss)
+        if fake is not None:
+            term = self.objective.discriminator_loss(x, fake.detach())
+            logs["discriminator"] = term.detach()
+            self._optimize(other, term)
+        for schedule in self.lr_schedulers():
+            schedule.step()
+        return loss, logs
+
+    def _optimize(self, optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
+        optimizer.step()
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        x = batch["sample"]
+        latent = self.tokenizer.autoencoder.encode(x)
+        logs = {}
+        if self.step >= self.quantize_after:
+            out = self.tokenizer.quantizer(latent)
+            latent = out.quantized
+            logs |= {f"perplexity/{k}": value for k, value in enumerate(out.perplexity)}
+        loss, terms = self.objective(self.tokenizer.autoencoder, x, latent)
+        logs |= {f"val/{name}": value for name, value in terms.items()}
+        self.log_dict(logs, batch_size=x.shape[0])
+        self.log("val/loss", loss, prog_bar=True, batch_size=x.shape[0])
+
+
+class PredictorModule(ScheduledModule):
+    """Trains a predictor on the tokens of a frozen tokenizer.
+
+    Args:
+        tokenizer: checkpoint of the tokenizer; it gives the schedule, the codebook size and the predictor's inputs.
+        condition_spec: fields and values of the conditions; recipes link it to the data's.
+        predictor: further arguments of :class:`next_scale.predictors.next_scale.NextScale`.
+        sampling: options to store with the model as its defaults, see :class:`next_scale.sampling.SamplingOptions`.
+        lr, betas, weight_decay, warmup, final_lr: see :class:`ScheduledModule`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        condition_spec: dict,
+        predictor: dict | None = None,
+        sampling: dict | None = None,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        weight_decay: float = 0.05,
+        warmup: int = 200,
+        final_lr: float = 0.02,
+    ):
+        super().__init__(lr, betas, weight_decay, warmup, final_lr)
+        loaded = from_pretrained(tokenizer)
+        self.frozen = loaded.tokenizer if isinstance(loaded, Generator) else loaded
+        self.frozen.requires_grad_(False)
+        quantizer = self.frozen.quantizer
+        self.predictor = NextScale(
+            quantizer.schedule, quantizer.codebook_size, quantizer.channels, condition_spec, **(predictor or {})
+        )
+        self.sampling = SamplingOptions(**(sampling or {}))
+
+    @property
+    def model(self) -> Generator:
+        """What is exported."""
+        return Generator(self.frozen, self.predictor, self.sampling)
+
+    def configure_optimizers(self):
+        return self.optimizer_for(list(self.predictor.parameters()))
+
+    def _loss(self, batch: dict):
+        self.frozen.eval()
+        inputs = self.frozen.quantizer.teacher_forcing(batch["tokens"])
+        return self.predictor.loss(batch["tokens"], inputs, batch["condition"])
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        out = self._loss(batch)
+        self.log("loss", out.loss.detach(), prog_bar=True, logger=False)
+        self._log("train", out, batch)
+        return out.loss
+
+    def validation_step(self, batch: dict, batch_idx: int) -> None:
+        out = self._loss(batch)
+        self._log("val", out, batch)
+        self.log("val/loss", out.loss, prog_bar=True, batch_size=len(batch["tokens"]))
+
+    def _log(self, stage: str, out, batch: dict) -> None:
+        """Mean loss and accuracy, and both of every scale."""
+        values = {f"{stage}/loss_scale_{k}": value for k, value in enumerate(out.per_scale)}
+        values |= {f"{stage}/accuracy_scale_{k}": value for k, value in enumerate(out.accuracy)}
+        if stage == "train":
+            values["train/loss"] = out.loss.detach()
+        self.log_dict(values, batch_size=len(batch["tokens"]))
+
+
+class Export(L.Callback):
+    """Writes the model as a checkpoint of :mod:`next_scale.checkpoint` after every validation and at the end.
+
+    Stands before :class:`ExponentialAverage` in the list of callbacks: at the end of a validation epoch the average is
+    still in place then, and it is again once fitting has ended.
+
+    Args:
+        folder: where to; nothing is written where it is None.
+        half: store float16, half the size; models always load as float32.
+    """
+
+    def __init__(self, folder: str | None = None, half: bool = True):
+        self.folder, self.dtype = folder, torch.float16 if half else None
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._save(trainer, module)
+
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        self._save(trainer, module)
+
+    def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        if trainer.is_global_zero and self.folder is not None:
+            save_pretrained(module.model, self.folder, self.dtype)

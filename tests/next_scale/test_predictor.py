@@ -1,0 +1,232 @@
+"""The next-scale predictor in 1D and 2D: learning, consistency of its paths, exact likelihood, repeatable draws."""
+
+import itertools
+import json
+import math
+import time
+
+import pytest
+import torch
+
+from next_scale.errors import UserError
+from next_scale.predictors import NextScale
+from next_scale.quantizer import MultiScaleQuantizer
+from next_scale.sampling import SamplingOptions
+from next_scale.schedule import Schedule
+
+SPEC = {"label": ["a", "b", "c"], "pitch": list(range(10))}
+SCHEDULES = ["1 2 4 8", "1x1 2x2 3x3", "2 2 5"]
+
+
+def quantizer_for(schedule, codes=16, channels=4):
+    torch.manual_seed(1)
+    quantizer = MultiScaleQuantizer(schedule, channels, codes).eval()
+    quantizer.start(torch.randn(256, channels, *schedule.grid))
+    return quantizer
+
+
+def setup(schedule, codes=16, lively=True, **options):
+    """A quantizer and a predictor; `lively` opens the gates and sharpens the head as training would."""
+    schedule = Schedule.parse(schedule)
+    quantizer = quantizer_for(schedule, codes)
+    torch.manual_seed(2)
+    model = NextScale(schedule, codes, 4, SPEC, **{"width": 32, "depth": 2, "heads": 2, **options}).eval()
+    if lively:
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if "modulation" in name or "head" in name:
+                    parameter.normal_(std=0.3)
+    return schedule, quantizer, model
+
+
+def conditions(batch):
+    torch.manual_seed(3)
+    return {name: torch.randint(-1, len(values), (batch,)) for name, values in SPEC.items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"shared_modulation": True, "qk_norm": True, "equal_scales": True}])
+@pytest.mark.parametrize("schedule", ["1 2 4 8", "1x1 2x2 4x4"])
+def test_overfits_a_few_samples(schedule, options):
+    """32 pyramids told apart by their condition: from log 16 = 2.77 to below 0.3 in some seconds."""
+    schedule, quantizer, model = setup(schedule, lively=False, width=64, condition_dropout=0.0, **options)
+    tokens = torch.randint(16, (30, schedule.length))
+    inputs = quantizer.teacher_forcing(tokens)
+    condition = {"label": torch.arange(30) // 10, "pitch": torch.arange(30) % 10}
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.0)
+    model.train()
+    start = time.monotonic()
+    first = model.loss(tokens, inputs, condition).loss.item()
+    for _ in range(150):
+        loss = model.loss(tokens, inputs, condition).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert abs(first - math.log(16)) < 0.05
+    assert loss.item() < 0.3
+    assert time.monotonic() - start < 60
+    out = model.loss(tokens, inputs, condition)
+    assert out.accuracy.min() > 0.9 and out.per_scale.shape == (schedule.scales,)
+    again = model.generate(quantizer, condition, 30, SamplingOptions(temperature=0))
+    assert (again == tokens).float().mean() > 0.9  # greedy generation recalls them
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("cfg", [0.0, 2.0])
+def test_generation_agrees_with_teacher_forcing(schedule, cfg, monkeypatch):
+    schedule, quantizer, model = setup(schedule)
+    condition, seen = conditions(3), []
+    forward = model.transformer.forward
+
+    def spy(*args, **kwargs):
+        seen.append(forward(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(model.transformer, "forward", spy)
+    tokens = model.generate(quantizer, condition, 3, SamplingOptions(temperature=0, cfg=cfg))
+    stepped = torch.cat(seen[: schedule.scales], 1)
+    inputs = quantizer.teacher_forcing(tokens)
+    with torch.no_grad():
+        want = model(inputs, condition)
+        if cfg:
+            want = torch.cat([want, model(inputs, {})])
+    torch.testing.assert_close(stepped, want, atol=1e-4, rtol=1e-4)
+    if cfg:
+        t = cfg * torch.arange(schedule.scales)[schedule.level][:, None] / (schedule.scales - 1)
+        guided = (1 + t) * want[:3] - t * want[3:]
+        assert torch.equal(tokens, guided.argmax(-1))
+    else:
+        assert torch.equal(tokens, want.argmax(-1))
+
+
+@pytest.mark.parametrize("schedule", ["1 2", "1x1 1x2"])
+def test_probabilities_of_all_pyramids_sum_to_one(schedule):
+    schedule, quantizer, model = setup(schedule, codes=3)
+    tokens = torch.tensor(list(itertools.product(range(3), repeat=3)))
+    condition = {"label": torch.full((27,), 1), "pitch": torch.full((27,), 4)}
+    with torch.no_grad():
+        log_prob = model.log_prob(tokens, quantizer.teacher_forcing(tokens), condition)
+    assert log_prob.shape == (27, 2)
+    total = log_prob.double().sum(1).exp()
+    assert abs(total.sum() - 1) < 1e-5
+    assert total.max() > 2 * total.min()
+    # ... and generation draws from this distribution
+    condition = {name: index[:1].expand(4000) for name, index in condition.items()}
+    drawn = model.generate(quantizer, condition, 4000, seeds=0)
+    counts = torch.bincount(drawn @ torch.tensor([9, 3, 1]), minlength=27) / 4000
+    assert (counts - total).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_loss_is_the_mean_log_prob(schedule):
+    schedule, quantizer, model = setup(schedule)
+    tokens, condition = torch.randint(16, (3, schedule.length)), conditions(3)
+    inputs = quantizer.teacher_forcing(tokens)
+    out, log_prob = model.loss(tokens, inputs, condition), model.log_prob(tokens, inputs, condition)
+    torch.testing.assert_close(out.loss, -log_prob.sum(1).mean() / schedule.length)
+    torch.testing.assert_close(out.per_scale, -log_prob.mean(0) / torch.tensor(schedule.counts))
+    hits = (model(inputs, condition).argmax(-1) == tokens).float()
+    torch.testing.assert_close(out.accuracy, torch.stack([part.mean() for part in schedule.split(hits)]))
+
+
+def test_loss_options():
+    schedule, quantizer, model = setup("1 2 4")
+    tokens, condition = torch.randint(16, (3, 7)), conditions(3)
+    inputs = quantizer.teacher_forcing(tokens)
+    plain = model.loss(tokens, inputs, condition)
+    model.equal_scales = True
+    torch.testing.assert_close(model.loss(tokens, inputs, condition).loss, plain.per_scale.mean())
+    model.equal_scales, model.label_smoothing = False, 0.1
+    logits = model(inputs, condition)
+    want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), label_smoothing=0.1)
+    smoothed = model.loss(tokens, inputs, condition)
+    torch.testing.assert_close(smoothed.loss, want)
+    torch.testing.assert_close(smoothed.per_scale, plain.per_scale)
+
+
+def test_every_parameter_gets_a_gradient():
+    schedule, quantizer, model = setup("1 2 4", qk_norm=True, shared_modulation=True)
+    model.train()
+    tokens = torch.randint(16, (30, 7))
+    condition = {"label": torch.arange(30) % 4 - 1, "pitch": torch.arange(30) % 11 - 1}
+    model.loss(tokens, quantizer.teacher_forcing(tokens), condition).loss.backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_condition_changes_the_output(schedule):
+    schedule, quantizer, model = setup(schedule)
+    inputs = torch.zeros(1, schedule.length - schedule.counts[0], 4)
+    logits = [model(inputs, {"label": torch.tensor([i])}) for i in range(-1, 3)]
+    for a, b in itertools.combinations(logits, 2):
+        assert (a - b).abs().amax(-1).min() > 1e-3  # at every token
+    assert torch.equal(logits[0], model(inputs, {}))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("options", [{}, {"cfg": 3.0, "temperature": 0.9}, {"top_k": 9, "top_p": 0.9, "cfg": 1.0},
+                                     {"temperature": 0}])  # fmt: skip
+def test_same_seed_same_pyramids_in_any_batch(schedule, options):
+    schedule, quantizer, model = setup(schedule)
+    condition, sampling = conditions(24), SamplingOptions(**options)
+    whole = model.generate(quantizer, condition, 24, sampling, seeds=5)
+    assert torch.equal(whole, model.generate(quantizer, condition, 24, sampling, seeds=5))
+    for size in (1, 5, 16):
+        for start in range(0, 24, size):
+            part = {name: index[start : start + size] for name, index in condition.items()}
+            count = len(part["label"])
+            tokens = model.generate(quantizer, part, count, sampling, seeds=5 + start)
+            assert torch.equal(tokens, whole[start : start + size])
+
+
+def test_close_calls_are_drawn_alone(monkeypatch):
+    """With a tolerance that no draw satisfies, a batch is exactly what its samples give one by one."""
+    schedule, quantizer, model = setup("1 2 4")
+    monkeypatch.setattr("next_scale.predictors.next_scale.TOLERANCE", 1e9)
+    condition, calls = conditions(3), []
+    inner = model._generate
+    monkeypatch.setattr(model, "_generate", lambda *args: calls.append(len(args[-1])) or inner(*args))
+    model.generate(quantizer, condition, 3, seeds=[9, 1, 4])
+    assert calls == [3, 1, 1, 1]
+
+
+def test_seeds_and_generators():
+    schedule, quantizer, model = setup("1 2 4")
+
+    def draw(**options):
+        return model.generate(quantizer, {}, 4, **options)
+
+    assert torch.equal(draw(seeds=3), draw(seeds=[3, 4, 5, 6]))
+    assert torch.equal(draw(seeds=3), draw(seeds=torch.arange(3, 7)))
+    assert not torch.equal(draw(seeds=3), draw(seeds=4))
+    assert torch.equal(
+        draw(generator=torch.Generator().manual_seed(1)), draw(generator=torch.Generator().manual_seed(1))
+    )
+    torch.manual_seed(0)
+    first, second = draw(), draw()
+    assert not torch.equal(first, second)
+    with pytest.raises(ValueError, match="3 seeds"):
+        draw(seeds=[1, 2, 3])
+
+
+def test_generation_leaves_the_mode_and_gives_plain_tensors():
+    schedule, quantizer, model = setup("1 2 4", dropout=0.5)
+    model.train()
+    tokens = model.generate(quantizer, {}, 2, SamplingOptions(temperature=0))
+    assert model.training and not tokens.is_inference() and tokens.dtype == torch.int64
+    model.eval()
+    assert torch.equal(tokens, model.generate(quantizer, {}, 2, SamplingOptions(temperature=0)))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_config_round_trip(schedule):
+    schedule, quantizer, model = setup(schedule, qk_norm=True, mlp_ratio=2.0, field_dropout=0.2)
+    again = NextScale.from_config(json.loads(json.dumps(model.to_config())))
+    again.load_state_dict(model.state_dict())
+    assert again.to_config() == model.to_config()
+    inputs = torch.randn(2, schedule.length - schedule.counts[0], 4)
+    assert torch.equal(again.eval()(inputs, conditions(2)), model(inputs, conditions(2)))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(UserError, match="multiple of 3 heads"):
+        NextScale("1 2", 4, 4, width=32, heads=3)
