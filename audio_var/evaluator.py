@@ -26,6 +26,7 @@ from next_scale.errors import UserError
 from next_scale.training import ScheduledModule
 
 SHIPPED = Path(__file__).parent / "models" / "evaluator"
+FORMAT = "note-evaluator"
 PEAK = 0.9  # every clip is brought to this peak first: loudness says nothing about family and pitch
 
 _BANDS, _WINDOW = 64, 1024  # of the mel spectrogram
@@ -171,14 +172,15 @@ class Evaluator(nn.Module):
 
 
 def save_evaluator(model: Evaluator, folder: str | os.PathLike) -> None:
-    """Writes ``model.safetensors`` (float16) and ``config.json``. Raises UserError where the folder cannot be written."""
+    """Writes ``model.safetensors`` (float16) and ``config.json``. Raises UserError where that fails."""
     folder = Path(folder)
+    config = {"format": FORMAT, "version": 1, **model.config}
     state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
             save_file({name: value.cpu().contiguous() for name, value in state.items()}, Path(scratch, WEIGHTS))
-            Path(scratch, CONFIG).write_text(json.dumps({"format": "note-evaluator", "version": 1, **model.config}) + "\n")
+            Path(scratch, CONFIG).write_text(json.dumps(config) + "\n")
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch, name), folder / name)
     except OSError as error:
@@ -190,7 +192,7 @@ def load_evaluator(folder: str | os.PathLike = SHIPPED) -> Evaluator:
     folder = Path(folder)
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if (config.pop("format"), config.pop("version")) != ("note-evaluator", 1):
+        if (config.pop("format"), config.pop("version")) != (FORMAT, 1):
             raise ValueError("another format")
         model = Evaluator(**config)
         state = load_file(folder / WEIGHTS)
@@ -205,8 +207,8 @@ def degrade(waveform: Tensor) -> Tensor:
     """What training notes go through, so that the artefacts of a codec do not decide: (B, 1, T) -> (B, 1, T).
 
     Every clip is shifted by up to 20 ms. Half of them are resynthesised from a short-time spectrum with errors of up to
-    4 dB (one standard deviation) a bin, phases off by up to a quarter turn, and nothing above a random frequency from 2.5
-    kHz up; half get white noise 20 to 60 dB below. Uses the global random state.
+    4 dB (one standard deviation) a bin, phases off by up to a quarter turn, and nothing above a random frequency from
+    2.5 kHz up; half get white noise 20 to 60 dB below. Uses the global random state.
     """
     batch, _, length = waveform.shape
     audio = waveform.squeeze(1)
@@ -219,11 +221,9 @@ def degrade(waveform: Tensor) -> Tensor:
         window = torch.hann_window(1024, device=device)
         spectrum = torch.stft(audio[chosen], 1024, 256, window=window, pad_mode="constant", return_complex=True)
         count = spectrum.shape[0]
-        level, turn = (torch.rand(2, count, 1, 1, device=device) * torch.tensor([0.5, math.pi / 2]).view(2, 1, 1, 1)).unbind()
-        error = torch.polar(
-            torch.exp(level * torch.randn(spectrum.shape, device=device)),
-            turn * (2 * torch.rand(spectrum.shape, device=device) - 1),
-        )
+        level, turn = torch.rand(2, count, 1, 1, device=device)
+        gain = torch.exp(0.5 * level * torch.randn(spectrum.shape, device=device))
+        error = torch.polar(gain, math.pi * turn * (torch.rand(spectrum.shape, device=device) - 0.5))
         cutoff = 160 * (1 + 2.2 * torch.rand(count, 1, 1, device=device))  # bin; 512 of them reach 8 kHz
         passed = torch.arange(513, device=device).view(1, -1, 1) < cutoff
         audio[chosen] = torch.istft(spectrum * error * passed, 1024, 256, window=window, length=length)

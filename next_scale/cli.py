@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -83,12 +84,23 @@ def _terminated_cleanly() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Fills paragraphs to the width of the terminal and leaves those with indented lines, such as examples, alone."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=min(100, shutil.get_terminal_size().columns - 2))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.split("\n\n")
+        filled = (p if "\n  " in p else textwrap.fill(" ".join(p.split()), width) for p in paragraphs)
+        return "\n\n".join(filled)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are `UserError` and whose help keeps the line breaks of examples."""
 
     def __init__(self, *args, **options):
-        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(*args, allow_abbrev=False, **options)
+        super().__init__(*args, allow_abbrev=False, formatter_class=_HelpFormatter, **options)
 
     def error(self, message: str) -> None:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -160,23 +172,26 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_generator(source: str | Path, device: str) -> Generator:
-    """Load a checkpoint that can generate. Raises UserError where there is none or it holds a tokenizer only."""
+def load_model(source: str | Path, device: str) -> Tokenizer | Generator:
+    """Load a checkpoint onto the device of that name. Raises UserError where either does not work."""
     from next_scale.checkpoint import from_pretrained
+
+    return from_pretrained(source, resolve_device(device))
+
+
+def as_generator(model: Tokenizer | Generator, source: str | Path) -> Generator:
+    """The model itself. Raises UserError where it is a tokenizer only."""
     from next_scale.model import Generator
 
-    model = from_pretrained(source, resolve_device(device))
     if not isinstance(model, Generator):
         raise UserError(f"{source} holds a tokenizer only, which cannot generate; give a next-scale checkpoint")
     return model
 
 
-def load_tokenizer(source: str | Path, device: str) -> Tokenizer:
-    """Load the tokenizer of a checkpoint of either kind. Raises UserError where there is none."""
-    from next_scale.checkpoint import from_pretrained
+def as_tokenizer(model: Tokenizer | Generator) -> Tokenizer:
+    """The tokenizer of a model of either kind."""
     from next_scale.model import Generator
 
-    model = from_pretrained(source, resolve_device(device))
     return model.tokenizer if isinstance(model, Generator) else model
 
 
@@ -186,9 +201,7 @@ def load_tokenizer(source: str | Path, device: str) -> Tokenizer:
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """``--seed`` and the fields of `SamplingOptions`; those not given are the checkpoint's own."""
     group = parser.add_argument_group("sampling (defaults: those stored in the checkpoint)")
-    group.add_argument(
-        "--seed", type=whole_number(0), default=0, help="same seed, same result (default: %(default)s)"
-    )
+    group.add_argument("--seed", type=whole_number(0), default=0, help="same seed, same result (default: %(default)s)")
     group.add_argument("--cfg", type=float, metavar="T", help="classifier-free guidance strength; 0 is off")
     group.add_argument(
         "--cfg-ramp",
@@ -283,7 +296,7 @@ def condition_values(spec: ConditionSpec, condition: Mapping[str, int]) -> dict[
 
 
 def condition_stem(spec: ConditionSpec, condition: Mapping[str, int]) -> str:
-    """A file name that tells a condition: ``flute_p060_v080``; names as they are, numbers after their field's initial."""
+    """A file name that tells a condition, ``flute_p060_v080``: names as they are, numbers after the field's initial."""
     from next_scale.condition import is_numeric
 
     initials = [name[:1] for name in spec if is_numeric(spec[name])]

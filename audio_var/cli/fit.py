@@ -42,7 +42,7 @@ def _cli(module, data, arguments: list[str], links: Sequence[tuple[str, str]] = 
     from lightning.pytorch.cli import LightningCLI
 
     from audio_var.callbacks import AudioPreview
-    from next_scale.training import Export, ExponentialAverage
+    from next_scale.training import ExponentialAverage, Export
 
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 

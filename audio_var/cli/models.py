@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from next_scale.cli import as_generator, as_tokenizer, load_model
 from next_scale.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,17 +28,18 @@ def checkpoint_path(given: str | None) -> str:
     return str(SHIPPED)
 
 
-def open_generator(given: str | None, device: str) -> Generator:
-    """Load the model to generate with. Raises UserError where it cannot."""
+def open_model(given: str | None, device: str) -> Tokenizer | Generator:
+    """Load a checkpoint of either kind. Raises UserError where it cannot."""
     import audio_var.codecs  # noqa: F401 - registers the codecs that checkpoints name
-    from next_scale.cli import load_generator
 
-    return load_generator(checkpoint_path(given), device)
+    return load_model(checkpoint_path(given), device)
+
+
+def open_generator(given: str | None, device: str) -> Generator:
+    """Load the model to generate with. Raises UserError where the checkpoint holds none."""
+    return as_generator(open_model(given, device), given or DEFAULT)
 
 
 def open_tokenizer(given: str | None, device: str) -> Tokenizer:
     """Load the tokenizer of a checkpoint of either kind. Raises UserError where there is none."""
-    import audio_var.codecs  # noqa: F401 - registers the codecs that checkpoints name
-    from next_scale.cli import load_tokenizer
-
-    return load_tokenizer(checkpoint_path(given), device)
+    return as_tokenizer(open_model(given, device))

@@ -1,0 +1,120 @@
+"""Audio of any length through a tokenizer of fixed length: windows that overlap, joined by cross-fades."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from next_scale.errors import UserError
+from next_scale.schedule import Schedule
+from next_scale.tokenizer import Tokenizer
+
+FADE = 512  # samples of two neighbouring windows that overlap
+_SECONDS = 4.0  # about the length of a window where the tokenizer leaves it open
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a recording is cut: windows of `size` samples, each overlapping the one before by `fade`.
+
+    Args:
+        samples: T, length of the recording.
+        size: N, samples of a window.
+        fade: samples that neighbours share.
+
+    Shape notation: T samples of the recording, W windows, N samples each.
+    """
+
+    samples: int
+    size: int
+    fade: int
+
+    @property
+    def count(self) -> int:
+        """Number of windows, W."""
+        return max(1, math.ceil((self.samples - self.fade) / (self.size - self.fade)))
+
+    def cut(self, audio: np.ndarray) -> Tensor:
+        """(T,) -> (W, 1, N) float32; the last window is completed with zeros."""
+        step = self.size - self.fade
+        padded = np.zeros(step * (self.count - 1) + self.size, np.float32)
+        padded[: self.samples] = audio
+        return torch.from_numpy(padded).unfold(0, self.size, step)[:, None].contiguous()
+
+    def join(self, clips: Tensor) -> np.ndarray:
+        """(W, 1, N) -> (T,) float32: where two windows overlap, one fades out while the other fades in."""
+        step = self.size - self.fade
+        ramp = torch.sin(torch.linspace(0, math.pi / 2, self.fade + 2)[1:-1]) ** 2
+        joined = torch.zeros(step * (self.count - 1) + self.size)
+        for number, clip in enumerate(clips[:, 0].float().cpu()):
+            clip = clip.clone()
+            if number > 0:
+                clip[: self.fade] *= ramp
+            if number < self.count - 1:
+                clip[self.size - self.fade :] *= ramp.flip(0)
+            joined[number * step : number * step + self.size] += clip
+        return joined[: self.samples].numpy()
+
+
+def schedule_of(tokenizer: Tokenizer) -> Schedule:
+    """The schedule of one window: the tokenizer's own, or for a tokenizer of any length that of about four seconds."""
+    schedule, codec = tokenizer.quantizer.schedule, tokenizer.autoencoder
+    if isinstance(schedule, Schedule):
+        return schedule
+    coarsest = schedule.strides[0]
+    return schedule.at((coarsest * max(1, round(_SECONDS * codec.sample_rate / codec.hop / coarsest)),))
+
+
+def windows_for(tokenizer: Tokenizer, samples: int) -> Windows:
+    """How a recording of so many samples is cut for this tokenizer."""
+    size = schedule_of(tokenizer).grid[0] * tokenizer.autoencoder.hop
+    return Windows(samples, size, min(FADE, size // 4))
+
+
+def encode_audio(
+    tokenizer: Tokenizer, audio: np.ndarray, batch_size: int, advance: Callable[[int], None]
+) -> tuple[Tensor, Windows]:
+    """(T,) -> tokens (W, L) int64 on the CPU, and how the recording was cut."""
+    windows = windows_for(tokenizer, len(audio))
+    device = tokenizer.quantizer.codebooks[0].weight.device
+    tokens = []
+    for batch in windows.cut(audio).split(batch_size):
+        tokens.append(tokenizer.encode(batch.to(device)).cpu())
+        advance(len(batch))
+    return torch.cat(tokens), windows
+
+
+def decode_audio(
+    tokenizer: Tokenizer,
+    tokens: Tensor,
+    windows: Windows,
+    scales: int | None,
+    batch_size: int,
+    advance: Callable[[int], None],
+) -> np.ndarray:
+    """Tokens (W, L) -> (T,) float32, from the first `scales` scales where given."""
+    device = tokenizer.quantizer.codebooks[0].weight.device
+    grid = schedule_of(tokenizer).grid
+    clips = []
+    for batch in tokens.split(batch_size):
+        clips.append(tokenizer.decode(batch.to(device), scales, grid).cpu())
+        advance(len(batch))
+    return windows.join(torch.cat(clips))
+
+
+def check_scales(tokenizer: Tokenizer, scales: int | None) -> None:
+    """Raise UserError where a tokenizer has not so many scales."""
+    most = tokenizer.quantizer.scales
+    if scales is not None and scales > most:
+        raise UserError(f"--scales must be from 1 to {most}, the scales of this tokenizer, got {scales}")
+
+
+def rate_text(windows: Windows, bits: int, sample_rate: int) -> str:
+    """``1.02 s, 1,270 bits, 1.24 kbit/s``."""
+    seconds = windows.samples / sample_rate
+    return f"{seconds:.2f} s, {bits:,} bits, {bits / seconds / 1000:.2f} kbit/s"
