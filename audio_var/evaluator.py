@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from audio_var.losses import MEL_FLOOR, MelSpectrum
@@ -179,7 +179,7 @@ def save_evaluator(model: Evaluator, folder: str | os.PathLike) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            save_file({name: value.cpu().contiguous() for name, value in state.items()}, Path(scratch, WEIGHTS))
+            Path(scratch, WEIGHTS).write_bytes(save({name: value.cpu().contiguous() for name, value in state.items()}))
             Path(scratch, CONFIG).write_text(json.dumps(config) + "\n")
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch, name), folder / name)
@@ -263,10 +263,14 @@ class EvaluatorModule(ScheduledModule):
     def configure_optimizers(self):
         return self.optimizer_for(list(self.evaluator.parameters()))
 
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        heard, condition = self.evaluator(degrade(batch["sample"])), batch["condition"]
+    def losses(self, samples: Tensor, condition: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Cross-entropies of family and pitch: (B, 1, T) and field -> (B,) int64 -> two scalars."""
+        heard = self.evaluator(samples)
         label = F.cross_entropy(heard.label, condition["label"], label_smoothing=0.05)
-        pitch = F.cross_entropy(heard.pitch, condition["pitch"], label_smoothing=0.05)
+        return label, F.cross_entropy(heard.pitch, condition["pitch"], label_smoothing=0.05)
+
+    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        label, pitch = self.losses(degrade(batch["sample"]), batch["condition"])
         self.log_dict({"train/label": label.detach(), "train/pitch": pitch.detach()})
         self.log("loss", (label + pitch).detach(), prog_bar=True, logger=False)
         return label + pitch

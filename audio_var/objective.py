@@ -7,6 +7,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from audio_var.codecs.base import Codec
+from next_scale.errors import UserError
 
 
 class SpectrumLoss(nn.Module):
@@ -95,15 +96,28 @@ class AudioObjective(nn.Module):
             self.discriminator = AdversarialLoss(filters=discriminator_filters)
 
     def forward(self, codec: Codec, waveform: Tensor, latent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Waveform (B, 1, N) and latent (B, C, T) -> loss and its terms, detached, by name."""
+        """Waveform (B, 1, N) and latent (B, C, T) -> loss and its terms, detached, by name.
+
+        Raises:
+            UserError: a weight of :class:`SpectrumLoss` with a codec that has no magnitudes.
+        """
+        loss, logs, _ = self._compare(codec, waveform, latent, self.waveform_mel > 0 or self.waveform_stft > 0)
+        return loss, logs
+
+    def _compare(self, codec: Codec, waveform: Tensor, latent: Tensor, make: bool) -> tuple:
+        """Loss, its terms by name, and, where asked to `make` it, the decoded waveform (B, 1, N), else None."""
         loss, logs = waveform.new_zeros(()), {}
-        decoded = None
+        decoded = fake = None
         if self.spectrum is not None:
+            if not hasattr(codec, "decode_log_magnitude"):
+                cause = f"the codec '{codec.name}' writes no magnitudes"
+                raise UserError(f"{cause}: set the objective's magnitude, mel and convergence to 0")
             decoded = codec.decode_log_magnitude(latent)
-            for name, term in self.spectrum(decoded, codec.log_magnitude(waveform), waveform.abs().amax((1, 2))).items():
+            terms = self.spectrum(decoded, codec.log_magnitude(waveform), waveform.abs().amax((1, 2)))
+            for name, term in terms.items():
                 loss = loss + self.weights[name] * term
                 logs[name] = term.detach()
-        if self.waveform_mel > 0 or self.waveform_stft > 0:
+        if make:
             fake = codec.decode(latent) if decoded is None else codec.synthesize(decoded)
             for name, weight, term in (
                 ("waveform_mel", self.waveform_mel, self.mel_loss),
@@ -113,14 +127,14 @@ class AudioObjective(nn.Module):
                     value = term(fake, waveform)
                     loss = loss + weight * value
                     logs[name] = value.detach()
-        return loss, logs
+        return loss, logs, fake
 
     def adversarial(self, codec: Codec, waveform: Tensor, latent: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The discriminator's judgement of the decoded latent: loss, named terms, and the decoded waveform (B, 1, N)."""
-        fake = codec.decode(latent)
+        """As :meth:`forward` with the discriminator's judgement added; returns the decoded waveform (B, 1, N) too."""
+        loss, logs, fake = self._compare(codec, waveform, latent, True)
         judged, matched = self.discriminator.generator_loss(waveform, fake)
-        loss = self.adversarial_weight * judged + self.feature_weight * matched
-        return loss, {"adversarial": judged.detach(), "features": matched.detach()}, fake
+        loss = loss + self.adversarial_weight * judged + self.feature_weight * matched
+        return loss, logs | {"adversarial": judged.detach(), "features": matched.detach()}, fake
 
     def discriminator_loss(self, real: Tensor, fake: Tensor) -> Tensor:
         """Both (B, 1, N) -> scalar."""

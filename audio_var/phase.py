@@ -13,14 +13,16 @@ def nearest_peak(log_magnitude: Tensor) -> Tensor:
     A peak is the largest of five neighbouring bins, the width of a Hann window's main lobe.
     """
     bins = log_magnitude.shape[1]
-    x = F.pad(log_magnitude, (0, 0, 2, 2), value=-math.inf)
-    peak = (log_magnitude >= x[:, :bins]) & (log_magnitude >= x[:, 1 : bins + 1])
-    peak &= (log_magnitude > x[:, 3 : bins + 3]) & (log_magnitude > x[:, 4:])
-    index = torch.arange(bins, device=x.device).view(1, -1, 1).expand_as(log_magnitude)
+    log_magnitude = log_magnitude.transpose(1, 2)  # (B, F, T) -> (B, T, F): neighbours in frequency lie side by side
+    x = F.pad(log_magnitude, (2, 2), value=-math.inf)
+    peak = (log_magnitude >= x[..., :bins]) & (log_magnitude >= x[..., 1 : bins + 1])
+    peak &= (log_magnitude > x[..., 3 : bins + 3]) & (log_magnitude > x[..., 4:])
+    index = torch.arange(bins, dtype=torch.int32, device=x.device).expand_as(log_magnitude)
     far = 4 * bins
-    below = torch.where(peak, index, -far).cummax(1).values
-    above = torch.where(peak, index, far).flip(1).cummin(1).values.flip(1)
-    return torch.where(index - below <= above - index, below, above).clamp_(0, bins - 1)
+    below = torch.where(peak, index, -far).cummax(2).values
+    above = torch.where(peak, index, far).flip(2).cummin(2).values.flip(2)
+    nearest = torch.where(index - below <= above - index, below, above).clamp_(0, bins - 1)
+    return nearest.long().transpose(1, 2)  # (B, T, F) -> (B, F, T)
 
 
 def peak_frequency(log_magnitude: Tensor, peak: Tensor) -> Tensor:
@@ -29,10 +31,11 @@ def peak_frequency(log_magnitude: Tensor, peak: Tensor) -> Tensor:
     The log of a Hann window's main lobe is close to a parabola, which puts the error of a steady sinusoid at a few
     hundredths of a bin (J. O. Smith, Spectral Audio Signal Processing, "Quadratic Interpolation of Spectral Peaks").
     """
-    peak = peak.clamp(1, log_magnitude.shape[1] - 2)
-    left, top, right = (log_magnitude.gather(1, peak + d) for d in (-1, 0, 1))
-    offset = 0.5 * (left - right) / (left - 2 * top + right).clamp_max(-1e-6)
-    return peak + offset.clamp_(-0.5, 0.5)
+    x, peak = log_magnitude.transpose(1, 2), peak.transpose(1, 2)  # (B, F, T) -> (B, T, F)
+    left, top, right = x[..., :-2], x[..., 1:-1], x[..., 2:]
+    offset = (0.5 * (left - right)).div_((left - 2 * top + right).clamp_max_(-1e-6)).clamp_(-0.5, 0.5)
+    peak = peak.clamp(1, x.shape[2] - 2)
+    return (peak + offset.gather(2, peak - 1)).transpose(1, 2)  # (B, T, F) -> (B, F, T)
 
 
 @torch.no_grad()
@@ -57,11 +60,11 @@ def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int) -> Tensor:
     bins = torch.arange(log_magnitude.shape[1], device=log_magnitude.device).view(1, -1, 1)
     lobe = math.pi * (bins - peak)  # neighbouring bins of a lobe have opposite signs
     turn = 2 * math.pi * hop / fft_size
-    phase = torch.empty_like(log_magnitude)
-    phase[:, :, 0] = lobe[:, :, 0]
-    for t in range(1, log_magnitude.shape[2]):
-        here = peak[:, :, t]
+    peaks, frequencies, lobes = (x.permute(2, 0, 1).contiguous() for x in (peak, frequency, lobe))  # (T, B, F)
+    phase = torch.empty_like(frequencies)
+    phase[0] = lobes[0]
+    for t, (here, now) in enumerate(zip(peaks[1:], frequencies[1:], strict=True), start=1):
         # a peak continues whatever sounded at its bin one frame before, at the mean of both frequencies
-        advance = 0.5 * turn * (frequency[:, :, t] + frequency[:, :, t - 1].gather(1, here))
-        phase[:, :, t] = phase[:, :, t - 1].gather(1, here) + advance + lobe[:, :, t]
-    return phase
+        advance = 0.5 * turn * (now + frequencies[t - 1].gather(1, here))
+        phase[t] = phase[t - 1].gather(1, here) + advance + lobes[t]
+    return phase.permute(1, 2, 0)  # (T, B, F) -> (B, F, T)

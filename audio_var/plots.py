@@ -47,6 +47,10 @@ def log_spectrogram(samples: np.ndarray, sample_rate: int, rows: int = 160) -> n
     below = np.minimum(position.astype(int), len(magnitude) - 2)
     share = (position - below)[:, None]
     picture = (1 - share) * magnitude[below] + share * magnitude[below + 1]
+    edges = np.ceil((position[1:] * position[:-1]) ** 0.5).astype(int)  # first bin above each boundary between rows
+    for row, (low, high) in enumerate(zip(edges, edges[1:], strict=False), start=1):
+        if low < high:  # a row that spans whole bins shows the loudest, so that no partial falls between two rows
+            picture[row] = np.maximum(picture[row], magnitude[low:high].max(0))
     return (20 * np.log10(np.maximum(picture, 1e-6))).astype(np.float32)
 
 
@@ -95,6 +99,7 @@ def spectrogram_sheet(
             axis.set_ylabel("Hz", fontsize=8)
         if number >= len(clips) - columns:
             axis.set_xlabel("s", fontsize=8)
+            axis.tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=axes, label="dB", fraction=0.02)
     bar.ax.tick_params(labelsize=7)
     figure.savefig(path)

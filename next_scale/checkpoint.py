@@ -23,6 +23,7 @@ from next_scale.tokenizer import Tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "next-scale"
+_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of files, where a hub id may have a point too
 
 _AUTOENCODERS: dict[str, Callable[..., nn.Module]] = {}
 
@@ -67,8 +68,9 @@ def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: tor
             Path(scratch, CONFIG).write_text(config + "\n")
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch, name), folder / name)
-    except OSError as error:
-        raise UserError(f"cannot write the checkpoint to {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:  # the latter where the disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot write the checkpoint to {folder}: {reason}") from error
     return folder
 
 
@@ -94,8 +96,9 @@ def _locate(source: str | Path) -> Path:
     if path.is_file():
         return path
     text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/")) or path.suffix:
-        raise UserError(f"no checkpoint at {source}; give a folder, a .safetensors file, or a hub id such as owner/name")
+    local = text.startswith((".", "/")) or path.parent.is_dir() or path.suffix in _SUFFIXES
+    if text.count("/") != 1 or local:
+        raise UserError(f"no checkpoint at {source}; give a folder, a .safetensors file, or a hub id like owner/name")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -136,7 +139,7 @@ def _build(config: dict, path: Path) -> Tokenizer | Generator:
             return tokenizer
         predictor = NextScale.from_config(config["predictor"])
         return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} has a configuration that does not build a model: {error!r}") from error
 
 

@@ -394,8 +394,8 @@ class Outputs:
                 os.replace(source, target)
                 moved.append(target)
         except OSError as error:
-            for target in moved:
-                target.unlink(missing_ok=True)
+            for done in moved:
+                done.unlink(missing_ok=True)
             raise _cannot_write(target, error) from error
 
     def _renamed(self, message: str) -> str:

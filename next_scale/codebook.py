@@ -83,6 +83,8 @@ class Codebook(nn.Module):
     def start(self, vectors: Tensor, iterations: int) -> None:
         """Place the codes by k-means over `vectors` (N, C)."""
         self.weight.copy_(kmeans(vectors, self.weight.shape[0], iterations, self.cosine))
+        if dist.is_available() and dist.is_initialized():
+            dist.broadcast(self.weight, 0)
         self.usage.fill_(1)
 
     @torch.no_grad()

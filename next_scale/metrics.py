@@ -166,5 +166,5 @@ def codebook_usage(tokens: Tensor, schedule: Schedule, codebook_size: int) -> li
 
 
 def bits_per_scale(log_prob: Tensor) -> Tensor:
-    """Mean cross-entropy of each scale in bits: natural log-probabilities summed within scales (N, K) -> (K,) float64."""
+    """Mean cross-entropy of each scale in bits: natural log-probabilities summed by scale (N, K) -> (K,) float64."""
     return -log_prob.double().mean(0) / math.log(2)

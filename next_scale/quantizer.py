@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +61,8 @@ class MultiScaleQuantizer(nn.Module):
         shared_codebook: one codebook for all scales (VAR) instead of one a scale (SAT, SNAC).
         phis: smoothing convolutions: 0 none, n shared by neighbouring scales, or one a scale with n = K.
         phi_kernel, phi_ratio: their kernel size and mixing ratio r.
+        phi_margin: where the first phi stands on the way from the first scale (0) to the last (1), and the last phi
+            from the end; default 1 / (2 phis). VAR's four stand 1/12 from the ends.
         cosine: look codes up by direction instead of Euclidean distance.
         upsampling: ``nearest``, ``linear`` or ``cubic``; default linear in 1D and cubic in 2D.
         update, decay, revive: how codebooks learn, see :class:`next_scale.codebook.Codebook`.
@@ -82,6 +85,7 @@ class MultiScaleQuantizer(nn.Module):
         phis: int = 4,
         phi_kernel: int = 3,
         phi_ratio: float = 0.5,
+        phi_margin: float | None = None,
         cosine: bool = False,
         upsampling: str | None = None,
         update: str = "ema",
@@ -97,6 +101,8 @@ class MultiScaleQuantizer(nn.Module):
         if phi_kernel % 2 == 0:
             raise UserError(f"phi_kernel must be odd to keep sizes, got {phi_kernel}")
         self.dim = schedule.dim if isinstance(schedule, Schedule) else (dim or 1)
+        if self.dim not in (1, 2):
+            raise UserError(f"a latent grid has 1 or 2 dimensions, not {self.dim}")
         self.upsampling = upsampling or default_upsampling(self.dim)
         if self.upsampling not in ("nearest", "linear") and (self.upsampling, self.dim) != ("cubic", 2):
             raise UserError(f"upsampling {self.upsampling!r} does not exist in {self.dim}D; use nearest or linear")
@@ -105,7 +111,7 @@ class MultiScaleQuantizer(nn.Module):
         self.channels = channels or latent_channels
         self.code_channels = code_channels
         self.shared_codebook, self.cosine, self.update = shared_codebook, cosine, update
-        self.phi_kernel, self.phi_ratio = phi_kernel, phi_ratio
+        self.phi_kernel, self.phi_ratio, self.phi_margin = phi_kernel, phi_ratio, phi_margin
         self.decay, self.revive = decay, revive
         self.commitment, self.scale_dropout = commitment, scale_dropout
 
@@ -118,8 +124,9 @@ class MultiScaleQuantizer(nn.Module):
             Codebook(codebook_size, width, update, decay, revive=revive, cosine=cosine)
             for _ in range(1 if shared_codebook else self.scales)
         )
-        self.code_in = nn.ModuleList(nn.Linear(self.channels, width) for _ in range(self.scales if code_channels else 0))
-        self.code_out = nn.ModuleList(nn.Linear(width, self.channels) for _ in range(self.scales if code_channels else 0))
+        inner = self.scales if code_channels else 0
+        self.code_in = nn.ModuleList(nn.Linear(self.channels, width) for _ in range(inner))
+        self.code_out = nn.ModuleList(nn.Linear(width, self.channels) for _ in range(inner))
         self.phis = nn.ModuleList(Phi(self.channels, self.dim, phi_kernel, phi_ratio) for _ in range(phis))
 
     @property
@@ -140,6 +147,7 @@ class MultiScaleQuantizer(nn.Module):
             "phis": len(self.phis),
             "phi_kernel": self.phi_kernel,
             "phi_ratio": self.phi_ratio,
+            "phi_margin": self.phi_margin,
             "cosine": self.cosine,
             "upsampling": self.upsampling,
             "update": self.update,
@@ -175,16 +183,16 @@ class MultiScaleQuantizer(nn.Module):
         return self.codebooks[0 if self.shared_codebook else k]
 
     def phi_index(self, k: int) -> int | None:
-        """Which of n phi's scale k of K uses: the one whose tick in linspace(1/2n, 1 - 1/2n, n) is nearest to k/(K-1)."""
+        """Which of n phi's scale k of K uses: the nearest to k / (K - 1) in linspace(margin, 1 - margin, n)."""
         n = len(self.phis)
         if n == 0:
             return None
         if n == self.scales:
             return k
-        # float64 throughout and the first of equals: the published systems round the same way
-        ticks = torch.linspace(1 / (2 * n), 1 - 1 / (2 * n), n, dtype=torch.float64)
+        # in NumPy's float64, whose rounding decides where k/(K-1) lies half-way: the published systems use it too
+        margin = 1 / (2 * n) if self.phi_margin is None else self.phi_margin
         position = k / (self.scales - 1) if self.scales > 1 else 0.0
-        return int((ticks - position).abs().argmin())
+        return int(np.abs(np.linspace(margin, 1 - margin, n) - position).argmin())
 
     def _codes(self, residual: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Codes of a residual at scale k: (B, C, *size) -> vectors (B * n_k, width) and tokens (B * n_k,)."""
@@ -211,6 +219,11 @@ class MultiScaleQuantizer(nn.Module):
         Args:
             latent: (B, C, *grid) float.
         """
+        # distances and averages need full precision, also inside mixed-precision training
+        with torch.autocast(latent.device.type, enabled=False):
+            return self._forward(latent.to(self.codebooks[0].weight.dtype))
+
+    def _forward(self, latent: Tensor) -> QuantizerOutput:
         inside = self.project_in(latent)
         schedule = self.schedule_at(tuple(inside.shape[2:]))
         target = inside.detach()
@@ -221,11 +234,11 @@ class MultiScaleQuantizer(nn.Module):
         tokens, perplexity = [], []
         for k, size in enumerate(schedule.sizes):
             residual = downsample(target - total.detach(), size)
-            vectors, ids = self._codes(residual, k)
-            if self.training:
-                self.codebook(k).learn(vectors.detach(), ids)
-            ids = ids.view(inside.shape[0], -1)
+            vectors, found = self._codes(residual, k)
+            ids = found.view(inside.shape[0], -1)
             part = self._contribution(ids, k, size, schedule.grid)
+            if self.training:  # after the look-up: a code that is moved now was not what these vectors chose
+                self.codebook(k).learn(vectors.detach(), found)
             total = total + part
             loss = loss + self.commitment * F.mse_loss(inside, total.detach()) + F.mse_loss(total, target)
             if keep is None:
@@ -249,19 +262,19 @@ class MultiScaleQuantizer(nn.Module):
 
     @torch.no_grad()
     def start(self, latent: Tensor, iterations: int = 10) -> None:
-        """Place all codebooks by k-means, scale by scale, over a sample of latents (N, C, *grid), N in the thousands."""
+        """Place all codebooks by k-means, scale by scale, over latents (N, C, *grid), N in the thousands."""
         inside = self.project_in(latent)
         schedule = self.schedule_at(tuple(inside.shape[2:]))
-        if self.shared_codebook:  # one codebook meets every scale's residual: start it on the finest latent
+        if self.shared_codebook:  # one codebook meets every scale: start it on the latent at every size
             vectors = torch.cat([self._codes(downsample(inside, size), k)[0] for k, size in enumerate(schedule.sizes)])
             self.codebook(0).start(_subsample(vectors, 64 * self.codebook_size), iterations)
+            return
         total = torch.zeros_like(inside)
         for k, size in enumerate(schedule.sizes):
             residual = downsample(inside - total, size)
-            vectors, ids = self._codes(residual, k)
-            if not self.shared_codebook:
-                self.codebook(k).start(_subsample(vectors, 64 * self.codebook_size), iterations)
-                ids = self.codebook(k).nearest(vectors)
+            vectors, _ = self._codes(residual, k)
+            self.codebook(k).start(_subsample(vectors, 64 * self.codebook_size), iterations)
+            ids = self.codebook(k).nearest(vectors)
             total = total + self._contribution(ids.view(inside.shape[0], -1), k, size, schedule.grid)
 
     @torch.no_grad()

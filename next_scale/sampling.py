@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -125,7 +126,7 @@ def sample(logits: Tensor, options: SamplingOptions, noise: Tensor | None = None
 
 
 def _greatest(scores: Tensor, tolerance: float) -> Draw:
-    """Index of the greatest of the last dimension, and whether it leads by more than the tolerance. Overwrites."""
+    """Index of the greatest of the last dimension, and whether it leads by more than the tolerance."""
     best, tokens = scores.max(-1)
     second = scores.scatter(-1, tokens[..., None], -math.inf).amax(-1)
     return Draw(tokens, best - second > tolerance)
@@ -143,7 +144,7 @@ def _cutoffs(z: Tensor, options: SamplingOptions, tolerance: float) -> _Cutoffs:
     V = z.shape[-1]
     kept = min(options.top_k, V) if options.top_k > 0 else V
     # The kept values and the next one, for how far it is below the cut-off decides whether the two may swap.
-    descending = z.topk(kept + 1).values if kept < V else F.pad(z.sort(descending=True).values, (0, 1), value=-math.inf)
+    descending = _descending(z, kept + 1) if kept < V else F.pad(_descending(z, V), (0, 1), value=-math.inf)
     counts = [torch.full_like(descending[..., :1], kept, dtype=torch.int64)] * 3
     p = options.top_p
     if 0 < p < 1:
@@ -159,3 +160,11 @@ def _cutoffs(z: Tensor, options: SamplingOptions, tolerance: float) -> _Cutoffs:
     below = descending.gather(-1, counts[2])
     swaps = highest - below <= tolerance
     return _Cutoffs(least, lowest - tolerance, torch.where(swaps, highest + tolerance, highest))
+
+
+def _descending(z: Tensor, count: int) -> Tensor:
+    """The `count` greatest of the last dimension, greatest first."""
+    if z.device.type != "cpu":
+        return z.topk(count).values
+    # On CPUs numpy's vectorised sort of all takes a third of the time of torch's top-k of some.
+    return torch.from_numpy(np.sort(z.detach().numpy(), axis=-1)[..., : -count - 1 : -1].copy())

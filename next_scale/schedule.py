@@ -47,8 +47,8 @@ class Schedule:
     @classmethod
     def parse(cls, text: str | Sequence) -> Schedule:
         """Read ``"1 2 4 8"`` (1D), ``"1x1 2x2 4x4"`` (2D), or a list of ints or of lists of ints."""
-        items = text.replace(",", " ").split() if isinstance(text, str) else list(text)
         try:
+            items = text.replace(",", " ").split() if isinstance(text, str) else list(text)
             sizes = []
             for item in items:
                 parts = item.lower().split("x") if isinstance(item, str) else item
@@ -151,5 +151,5 @@ class StrideSchedule:
             UserError: the coarsest stride does not divide the grid.
         """
         if any(g % self.strides[0] for g in grid):
-            raise UserError(f"a grid of {tuple(grid)} is not a multiple of the coarsest stride {self.strides[0]}; pad it")
+            raise UserError(f"a grid of {tuple(grid)} is no multiple of the coarsest stride {self.strides[0]}: pad it")
         return Schedule(tuple(tuple(g // s for g in grid) for s in self.strides))

@@ -22,12 +22,12 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.autoencoder, self.quantizer = autoencoder, quantizer
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """(B, ...) samples -> tokens (B, L) int64."""
         return self.quantizer.encode(self.autoencoder.encode(x))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def decode(self, tokens: Tensor, scales: int | None = None, grid: tuple[int, ...] | None = None) -> Tensor:
         """Tokens (B, L) -> (B, ...) samples, from the first `scales` scales only where given."""
         return self.autoencoder.decode(self.quantizer.decode(tokens, scales, grid))

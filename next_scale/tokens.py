@@ -42,29 +42,42 @@ class TokenSet(Dataset):
 
 
 def write_tokens(folder: str | Path, batches: Iterable[dict], tokenizer: Tokenizer, fields: list[str]) -> None:
-    """Tokenize batches ``{"sample": (B, ...), "condition": {field: (B,)}}`` into a folder of npy files, all or nothing."""
+    """Tokenize batches ``{"sample": (B, ...), "condition": {field: (B,)}}`` into a folder of npy files, all or nothing.
+
+    What was in the folder is replaced.
+
+    Raises:
+        UserError: no batches, or the folder cannot be written.
+    """
     folder = Path(folder)
+    small = np.uint16 if tokenizer.quantizer.codebook_size <= 1 << 16 else np.int32
     tokens, conditions = [], []
     for batch in batches:
-        tokens.append(tokenizer.encode(batch["sample"]).numpy().astype(np.uint16))
-        conditions.append(torch.stack([batch["condition"][name] for name in fields], 1).numpy().astype(np.int32))
+        tokens.append(tokenizer.encode(batch["sample"]).cpu().numpy().astype(small))
+        columns = [batch["condition"][name].cpu().numpy() for name in fields]
+        conditions.append(np.stack(columns, 1).astype(np.int32) if fields else np.zeros((len(tokens[-1]), 0), np.int32))
     if not tokens:
         raise UserError("there is nothing to tokenize: the data set is empty")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokens-") as scratch:
-        part = Path(scratch, "set")
-        part.mkdir()
-        np.save(part / "tokens.npy", np.concatenate(tokens))
-        np.save(part / "conditions.npy", np.concatenate(conditions))
-        (part / "meta.json").write_text(json.dumps({"fields": fields, "fingerprint": fingerprint(tokenizer)}))
-        os.replace(part, folder)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokens-") as scratch:
+            part = Path(scratch, "set")
+            part.mkdir()
+            np.save(part / "tokens.npy", np.concatenate(tokens))
+            np.save(part / "conditions.npy", np.concatenate(conditions))
+            (part / "meta.json").write_text(json.dumps({"fields": fields, "fingerprint": fingerprint(tokenizer)}))
+            if folder.exists():
+                os.replace(folder, Path(scratch, "old"))
+            os.replace(part, folder)
+    except OSError as error:
+        raise UserError(f"cannot write the tokens to {folder}: {error.strerror or error}") from error
 
 
 class TokenDataModule(L.LightningDataModule):
     """Tokens of another data module's samples, made by a trained tokenizer and kept for the next run.
 
     Args:
-        source: a data module with ``dataset(split)`` for ``train``, ``validation`` and ``test``, and ``condition_spec``.
+        source: a data module with ``condition_spec`` and ``dataset(split)`` for ``train``, ``validation`` and ``test``.
         tokenizer: checkpoint of the tokenizer.
         folder: where token sets are kept; each tokenizer's in a folder named by its fingerprint.
         batch_size: pyramids a batch.
@@ -97,8 +110,6 @@ class TokenDataModule(L.LightningDataModule):
         name = f"{self.source.name}-{fingerprint(tokenizer)}" + (f"-x{self.passes}" if self.passes > 1 else "")
         self._folder = self.root / name
         for split in ("train", "validation", "test"):
-            if (self._folder / split / "meta.json").is_file():
-                continue
             try:
                 dataset = self.source.dataset(split)
             except UserError as error:
@@ -107,9 +118,19 @@ class TokenDataModule(L.LightningDataModule):
                 logger.warning("no %s tokens: %s", split, error)
                 continue
             passes = self.passes if split == "train" else 1
+            if self._made(split, passes * len(dataset)):
+                continue
             write_tokens(
                 self._folder / split, self._batches(dataset, split, passes), tokenizer, list(self.condition_spec)
             )
+
+    def _made(self, split: str, count: int) -> bool:
+        """Whether the split lies there already. Folders of data may share a name: the number of samples tells more."""
+        folder = self._folder / split
+        if not (folder / "meta.json").is_file():
+            return False
+        made = TokenSet(folder)
+        return len(made) == count and made.fields == list(self.condition_spec)
 
     def _batches(self, dataset: Dataset, split: str, passes: int) -> Iterable[dict]:
         from rich.progress import track

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.utils.data import DataLoader
 
 from next_scale.checkpoint import from_pretrained, save_pretrained
 from next_scale.errors import UserError
@@ -44,8 +45,8 @@ class ScheduledModule(L.LightningModule):
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.warmup, self.final_lr = warmup, final_lr
 
-    def optimizer_for(self, parameters: list[nn.Parameter]) -> dict:
-        """AdamW and its schedule over the trainer's whole length."""
+    def optimizer_for(self, parameters: list[nn.Parameter], after: int = 0) -> dict:
+        """AdamW and its schedule over the trainer's whole length, or what is left of it `after` so many steps."""
         parameters = [p for p in parameters if p.requires_grad]
         groups = [
             {"params": [p for p in parameters if p.dim() > 1], "weight_decay": self.weight_decay},
@@ -55,12 +56,13 @@ class ScheduledModule(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise UserError("the learning rate needs a length of training: set trainer.max_steps or trainer.max_epochs")
-        warmup = max(1, min(self.warmup, int(steps) // 2))
+        steps = max(1, int(steps) - after)
+        warmup = max(1, min(self.warmup, steps // 2))
         schedule = SequentialLR(
             optimizer,
             [
                 LinearLR(optimizer, 1 / warmup, total_iters=warmup),
-                CosineAnnealingLR(optimizer, max(1, int(steps) - warmup), eta_min=self.lr * self.final_lr),
+                CosineAnnealingLR(optimizer, max(1, steps - warmup), eta_min=self.lr * self.final_lr),
             ],
             milestones=[warmup],
         )
@@ -75,8 +77,9 @@ class TokenizerModule(ScheduledModule):
 
     Args:
         autoencoder: see :class:`next_scale.tokenizer.Tokenizer`.
-        objective: ``objective(autoencoder, x, latent) -> (loss, logs)``; with ``discriminator`` (a module or None),
-            ``adversarial(autoencoder, x, latent) -> (loss, logs, fake)`` and ``discriminator_loss(x, fake)``.
+        objective: ``objective(autoencoder, x, latent) -> (loss, logs)`` and ``discriminator`` (a module or None); with
+            one also ``adversarial(autoencoder, x, latent) -> (loss, logs, fake)``, the same loss with the judgement of
+            ``fake`` added, and ``discriminator_loss(x, fake)``.
         schedule: scales, such as ``"1 2 4 8"`` or ``"1x1 2x2"``.
         quantizer: further arguments of :class:`next_scale.quantizer.MultiScaleQuantizer`.
         quantize_after: steps before the quantizer starts.
@@ -109,6 +112,7 @@ class TokenizerModule(ScheduledModule):
         self.quantize_after, self.start_samples = quantize_after, start_samples
         self.adversarial_after, self.clip = adversarial_after, clip
         self.automatic_optimization = objective.discriminator is None
+        self._started = False
         self.save_hyperparameters({"quantize_after": quantize_after})
 
     @property
@@ -120,7 +124,7 @@ class TokenizerModule(ScheduledModule):
         own = self.optimizer_for(list(self.tokenizer.parameters()))
         if self.automatic_optimization:
             return own
-        other = self.optimizer_for(list(self.objective.discriminator.parameters()))
+        other = self.optimizer_for(list(self.objective.discriminator.parameters()), self.adversarial_after)
         return [own["optimizer"], other["optimizer"]], [own["lr_scheduler"], other["lr_scheduler"]]
 
     @torch.no_grad()
@@ -128,8 +132,11 @@ class TokenizerModule(ScheduledModule):
         """Place all codebooks by k-means over latents of `start_samples` training samples."""
         latents, seen = [], 0
         self.tokenizer.eval()
+        own = self.trainer.train_dataloader
+        # a loader of its own: the trainer's is in the middle of an epoch, and its workers may be kept
+        loader = DataLoader(own.dataset, own.batch_size or 1, shuffle=True, collate_fn=own.collate_fn)
         while seen < self.start_samples:
-            for batch in self.trainer.train_dataloader:
+            for batch in loader:
                 latents.append(self.tokenizer.autoencoder.encode(batch["sample"].to(self.device)))
                 seen += latents[-1].shape[0]
                 if seen >= self.start_samples:
@@ -138,13 +145,23 @@ class TokenizerModule(ScheduledModule):
         self.tokenizer.train()
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        if self.step == self.quantize_after:
+        if self.step == self.quantize_after and not self._started:  # gradients may be accumulated over several batches
+            self._started = True
             self.start_quantizer()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep how often each code was used, which no exported checkpoint needs but a resumed training does."""
+        checkpoint["codebook_usage"] = [book.usage.clone() for book in self.tokenizer.quantizer.codebooks]
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Inverse of :meth:`on_save_checkpoint`."""
+        for book, usage in zip(self.tokenizer.quantizer.codebooks, checkpoint.get("codebook_usage", ()), strict=False):
+            book.usage.copy_(usage)
 
     @property
     def step(self) -> int:
-        """Batches trained on; Lightning counts the steps of both optimizers."""
-        return self.trainer.global_step if self.automatic_optimization else self.trainer.global_step // 2
+        """Steps of the tokenizer's optimizer so far."""
+        return self.trainer.global_step
 
     def training_step(self, batch: dict, batch_idx: int):
         x = batch["sample"]
@@ -168,26 +185,29 @@ class TokenizerModule(ScheduledModule):
     def _adversarial_step(self, x: Tensor, latent: Tensor, extra: Tensor) -> tuple[Tensor, dict]:
         """One step of the tokenizer, then one of the discriminator."""
         own, other = self.optimizers()
-        loss, logs = self.objective(self.tokenizer.autoencoder, x, latent)
-        fake = None
-        if self.step >= self.adversarial_after:
-            term, terms, fake = self.objective.adversarial(self.tokenizer.autoencoder, x, latent)
-            loss, logs = loss + term, logs | terms
+        own_schedule, other_schedule = self.lr_schedulers()
+        judged = self.step >= self.adversarial_after
+        if judged:
+            loss, logs, fake = self.objective.adversarial(self.tokenizer.autoencoder, x, latent)
+        else:
+            loss, logs = self.objective(self.tokenizer.autoencoder, x, latent)
         loss = loss + extra
-        self._optimize(own, loss)
-        if fake is not None:
+        self._backward(own, loss)
+        own.step()
+        own_schedule.step()
+        if judged:
             term = self.objective.discriminator_loss(x, fake.detach())
             logs["discriminator"] = term.detach()
-            self._optimize(other, term)
-        for schedule in self.lr_schedulers():
-            schedule.step()
+            self._backward(other, term)
+            # past Lightning's counter: a step is one of the tokenizer, so that max_steps and intervals mean batches
+            self.trainer.strategy.optimizer_step(other.optimizer, lambda: None, model=self)
+            other_schedule.step()
         return loss, logs
 
-    def _optimize(self, optimizer, loss: Tensor) -> None:
+    def _backward(self, optimizer, loss: Tensor) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.clip_gradients(optimizer, gradient_clip_val=self.clip, gradient_clip_algorithm="norm")
-        optimizer.step()
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
         x = batch["sample"]
@@ -231,6 +251,8 @@ class PredictorModule(ScheduledModule):
         self.frozen = loaded.tokenizer if isinstance(loaded, Generator) else loaded
         self.frozen.requires_grad_(False)
         quantizer = self.frozen.quantizer
+        if not isinstance(quantizer.schedule, Schedule):
+            raise UserError(f"the tokenizer {tokenizer} has strides for any length; a predictor needs fixed sizes")
         self.predictor = NextScale(
             quantizer.schedule, quantizer.codebook_size, quantizer.channels, condition_spec, **(predictor or {})
         )

@@ -61,18 +61,25 @@ class Windows:
         return joined[: self.samples].numpy()
 
 
-def schedule_of(tokenizer: Tokenizer) -> Schedule:
-    """The schedule of one window: the tokenizer's own, or for a tokenizer of any length that of about four seconds."""
+def schedule_of(tokenizer: Tokenizer, samples: int | None = None) -> Schedule:
+    """The schedule of one window: the tokenizer's own.
+
+    For a tokenizer of any length it is that of about four seconds, or of the whole recording where `samples`, its
+    length, is less.
+    """
     schedule, codec = tokenizer.quantizer.schedule, tokenizer.autoencoder
     if isinstance(schedule, Schedule):
         return schedule
-    coarsest = schedule.strides[0]
-    return schedule.at((coarsest * max(1, round(_SECONDS * codec.sample_rate / codec.hop / coarsest)),))
+    unit = schedule.strides[0] * codec.hop  # samples of a token of the coarsest scale
+    count = max(1, round(_SECONDS * codec.sample_rate / unit))
+    if samples is not None:
+        count = min(count, math.ceil(samples / unit))
+    return schedule.at((schedule.strides[0] * count,))
 
 
 def windows_for(tokenizer: Tokenizer, samples: int) -> Windows:
     """How a recording of so many samples is cut for this tokenizer."""
-    size = schedule_of(tokenizer).grid[0] * tokenizer.autoencoder.hop
+    size = schedule_of(tokenizer, samples).grid[0] * tokenizer.autoencoder.hop
     return Windows(samples, size, min(FADE, size // 4))
 
 
@@ -99,7 +106,7 @@ def decode_audio(
 ) -> np.ndarray:
     """Tokens (W, L) -> (T,) float32, from the first `scales` scales where given."""
     device = tokenizer.quantizer.codebooks[0].weight.device
-    grid = schedule_of(tokenizer).grid
+    grid = schedule_of(tokenizer, windows.samples).grid
     clips = []
     for batch in tokens.split(batch_size):
         clips.append(tokenizer.decode(batch.to(device), scales, grid).cpu())

@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
 
     notes = actions.add_parser("notes", help="render the Notes set", description=_NOTES, epilog=_NOTES_EPILOG)
-    notes.add_argument("--out", default="data/notes", metavar="FOLDER", help="default: %(default)s, about 750 MB")
+    notes.add_argument("--out", default="data/notes", metavar="FOLDER", help="default: %(default)s, about 560 MB")
     notes.add_argument("--soundfont", metavar="FILE.sf2", help="default: FluidR3_GM.sf2 where Debian installs it")
     notes.add_argument("--limit", type=whole_number(1), metavar="N", help="render the first N presets only")
     notes.set_defaults(run=run_notes)
@@ -100,12 +100,13 @@ def run_inspect(args: argparse.Namespace) -> None:
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; check the path")
     kind, counts, skipped = (_notes if (folder / "manifest.json").is_file() else _folder)(folder, args)
-    table = Table(title=Text(f"{folder}: {kind}"), title_justify="left", show_footer=True)
+    table = Table(show_footer=True)
     table.add_column("class", footer="all")
     for split in SPLITS:
         table.add_column(split, f"{sum(n for (_, s), n in counts.items() if s == split):,}", justify="right")
     for label in sorted({label for label, _ in counts}):
         table.add_row(Text(label), *(f"{counts[label, split]:,}" for split in SPLITS))
+    print(f"{folder}: {kind}")
     Console().print(table)
     for path, reason in skipped:
         print(f"skipped {path}: {reason}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from next_scale.errors import UserError
 
-USAGE = """usage: audio-var fit {tokenizer,next-scale} --config RECIPE.yaml [--trainer.OPTION VALUE ...] [--ckpt_path PATH]
+USAGE = """usage: audio-var fit {tokenizer,next-scale} --config RECIPE.yaml [--trainer.OPTION VALUE ...]
+                     [--ckpt_path FILE]
 
 Train one of the two stages of a model from a recipe. Every value in the recipe, and every option of Lightning's
 Trainer, can be set on the command line after it.
@@ -17,7 +19,8 @@ Trainer, can be set on the command line after it.
 examples:
   audio-var fit tokenizer --config recipes/audio_notes/tokenizer.yaml
   audio-var fit next-scale --config recipes/audio_notes/next_scale.yaml --trainer.max_steps 2000
-  audio-var fit tokenizer --config recipes/audio_notes/tokenizer.yaml --ckpt_path runs/audio_notes/tokenizer/last.ckpt
+  audio-var fit tokenizer --config recipes/audio_notes/tokenizer.yaml \\
+      --ckpt_path runs/audio_notes/tokenizer/checkpoints/last.ckpt
 
 all options of a stage: audio-var fit tokenizer --help
 progress in a browser:  tensorboard --logdir runs"""
@@ -47,6 +50,14 @@ def _cli(module, data, arguments: list[str], links: Sequence[tuple[str, str]] = 
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
 
     class RecipeCLI(LightningCLI):
+        def parse_arguments(self, parser, args) -> None:
+            super().parse_arguments(parser, args)
+            _check_resumable(self.config["fit"].get("ckpt_path"))
+
+        def after_instantiate_classes(self) -> None:
+            if not self.model.automatic_optimization and self.trainer.gradient_clip_val is not None:
+                raise UserError("adversarial training clips by model.clip: leave out trainer.gradient_clip_val")
+
         def add_arguments_to_parser(self, parser) -> None:
             # the order matters: Export and the previews look at the averaged weights
             parser.add_lightning_class_args(AudioPreview, "preview")
@@ -66,6 +77,17 @@ def _cli(module, data, arguments: list[str], links: Sequence[tuple[str, str]] = 
         parser_kwargs={"prog": "audio-var"},
         args=["fit", *arguments],
     )
+
+
+def _check_resumable(path: str | None) -> None:
+    """Raise UserError where `--ckpt_path` names a file that is no training checkpoint."""
+    import zipfile
+
+    if path is None or path in ("best", "last", "hpc") or path.startswith("registry"):
+        return
+    if not zipfile.is_zipfile(path):
+        cause = "is not a whole checkpoint of a training" if Path(path).exists() else "does not exist"
+        raise UserError(f"--ckpt_path {path} {cause}; give a .ckpt file such as checkpoints/last.ckpt")
 
 
 def _fit_tokenizer(arguments: list[str]) -> None:

@@ -97,7 +97,9 @@ def run(args: argparse.Namespace) -> None:
     if len(names) > _LISTED:
         print(f"... and {len(names) - _LISTED} more")
     plural = "clip" if len(names) == 1 else "clips"
-    print(f"{len(names)} {plural} of {len(clip) / rate:.2f} s in {out}: {_summary(spec, conditions)}, seed {args.seed}")
+    print(
+        f"{len(names)} {plural} of {len(clip) / rate:.2f} s in {out}: {_summary(spec, conditions)} (seed {args.seed})"
+    )
     if plot:
         print(f"spectrograms of {len(sheet)} in {args.plot}")
 

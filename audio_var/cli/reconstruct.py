@@ -35,9 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("reconstruct", description=_DESCRIPTION, epilog=_EPILOG)
     parser.add_argument("input", metavar="IN", help="audio file (wav, flac, ogg, mp3, ...) or folder of such")
     parser.add_argument("output", metavar="OUT", help="file to write (.wav, .flac or .ogg), or folder where IN is one")
-    parser.add_argument(
-        "--scales", type=whole_number(1), metavar="K", help="use the K coarsest scales (default: all)"
-    )
+    parser.add_argument("--scales", type=whole_number(1), metavar="K", help="use the K coarsest scales (default: all)")
     parser.add_argument("--plot", metavar="FILE.png", help="spectrograms of originals and reconstructions")
     add_max_seconds(parser)
     add_model_options(parser, DEFAULT)
@@ -116,7 +114,7 @@ def _reconstruct(
     with progress("reconstructing", 2 * count) as advance:
         tokens, windows = encode_audio(tokenizer, audio, batch_size, advance)
         again = decode_audio(tokenizer, tokens, windows, scales, batch_size, advance)
-    counts = schedule_of(tokenizer).counts[:scales]
+    counts = schedule_of(tokenizer, len(audio)).counts[:scales]
     bits = count * sum(counts) * code_bits(tokenizer.quantizer.codebook_size)
     return again, rate_text(windows, bits, tokenizer.autoencoder.sample_rate)
 

@@ -20,7 +20,7 @@ _TOKENIZE = """Encode an audio file into a compact file of tokens: bit-packed co
 fingerprint of the tokenizer in the header, and a checksum at the end. Only the tokenizer that made it can decode it."""
 
 _TOKENIZE_EPILOG = """example:
-  audio-var tokenize samples/demo_notes/flute/NAME note.nst
+  audio-var tokenize samples/demo_notes/flute/000-072-p66-v080.flac note.nst
   audio-var detokenize note.nst note.wav"""
 
 _DETOKENIZE = """Decode a file of tokens, made by `audio-var tokenize` with the same checkpoint, into audio. The result
@@ -43,9 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("detokenize", description=_DETOKENIZE, epilog=_DETOKENIZE_EPILOG)
     parser.add_argument("input", metavar="IN.nst", help="token file")
     parser.add_argument("output", metavar="OUT", help="audio file to write: .wav, .flac or .ogg")
-    parser.add_argument(
-        "--scales", type=whole_number(1), metavar="K", help="use the K coarsest scales (default: all)"
-    )
+    parser.add_argument("--scales", type=whole_number(1), metavar="K", help="use the K coarsest scales (default: all)")
     add_model_options(parser, DEFAULT)
     parser.set_defaults(run=detokenize)
 
@@ -70,7 +68,7 @@ def tokenize(args: argparse.Namespace) -> None:
             tokens, windows = encode_audio(tokenizer, audio, args.batch_size, advance)
         file = TokenFile(
             tokens,
-            schedule_of(tokenizer),
+            schedule_of(tokenizer, len(audio)),
             tokenizer.quantizer.codebook_size,
             fingerprint(tokenizer),
             {"sample_rate": rate, "samples": windows.samples, "fade": windows.fade},
@@ -109,7 +107,7 @@ def _windows(file: TokenFile, tokenizer: Tokenizer, path: Path) -> Windows:
     samples = file.details.get("samples")
     if type(samples) is int and samples > 0:
         windows = windows_for(tokenizer, samples)
-        schedule, rate = schedule_of(tokenizer), tokenizer.autoencoder.sample_rate
+        schedule, rate = schedule_of(tokenizer, samples), tokenizer.autoencoder.sample_rate
         described = file.schedule, file.codebook_size, file.details.get("sample_rate"), file.details.get("fade")
         expected = schedule, tokenizer.quantizer.codebook_size, rate, windows.fade
         if described == expected and windows.count == len(file.tokens):

@@ -1,4 +1,4 @@
-"""A codec that works at frame rate: log-magnitude STFT in, ConvNeXt blocks, log-magnitude STFT out, phase by locking."""
+"""A codec at frame rate: log-magnitude STFT in, ConvNeXt blocks, log-magnitude STFT out, phase by locking."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class SpectralCodec(Codec):
         self.register_buffer("window", torch.hann_window(fft_size), persistent=False)
 
     def stft(self, waveform: Tensor) -> Tensor:
-        """(B, N) -> (B, F, T) complex, T = N / hop: frame t is centred on the middle of hop t; zeros around the clip."""
+        """(B, N) -> (B, F, T) complex, T = N / hop: frame t is centred on hop t's middle; zeros around the clip."""
         margin = (self.fft_size - self.hop) // 2
         padded = F.pad(waveform, (margin, margin))
         return torch.stft(padded, self.fft_size, self.hop, window=self.window, center=False, return_complex=True)

@@ -108,7 +108,8 @@ def test_strength_ramps():
 
 
 @pytest.mark.parametrize("options, message", [
-    ({"cfg": -1}, "cfg must be from 0 to 100, got -1"), ({"temperature": float("nan")}, "temperature must be from 0 to 100"),
+    ({"cfg": -1}, "cfg must be from 0 to 100, got -1"),
+    ({"temperature": float("nan")}, "temperature must be from 0 to 100"),
     ({"top_k": -2}, "top-k must be a whole number, 0 or more"), ({"top_k": 1.5}, "top-k must be a whole number"),
     ({"top_p": 1.1}, "top-p must be from 0 to 1"), ({"top_p": float("nan")}, "top-p must be from 0 to 1"),
 ])  # fmt: skip
