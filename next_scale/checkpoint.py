@@ -66,6 +66,8 @@ def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: tor
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
             save_file(state, Path(scratch, WEIGHTS), metadata={"config": config})
             Path(scratch, CONFIG).write_text(config + "\n")
+            os.chmod(Path(scratch, WEIGHTS), Path(scratch, CONFIG).stat().st_mode)  # safetensors keeps others out
+            Path(scratch, WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner can read
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch, name), folder / name)
     except (OSError, SafetensorError) as error:  # the latter where the disk is full

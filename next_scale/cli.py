@@ -174,6 +174,7 @@ def resolve_device(name: str) -> torch.device:
 
 def load_model(source: str | Path, device: str) -> Tokenizer | Generator:
     """Load a checkpoint onto the device of that name. Raises UserError where either does not work."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would be many lines, ours is one
     from next_scale.checkpoint import from_pretrained
 
     return from_pretrained(source, resolve_device(device))

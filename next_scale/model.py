@@ -51,7 +51,8 @@ class Generator(nn.Module):
         tokens = self.predictor.generate(
             self.tokenizer.quantizer, condition, len(seeds), sampling or self.sampling, seeds=seeds
         )
-        return self.tokenizer.decode(tokens), tokens
+        # One at a time: matrix products round differently in a batch, and a decoder may amplify that.
+        return torch.cat([self.tokenizer.decode(row) for row in tokens.split(1)]), tokens
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:

@@ -211,8 +211,8 @@ class MultiScaleQuantizer(nn.Module):
         phi = self.phi_index(k)
         return codes if phi is None else self.phis[phi](codes)
 
-    def forward(self, latent: Tensor) -> QuantizerOutput:
-        """Quantize with straight-through gradients; in training mode codebooks learn.
+    def forward(self, latent: Tensor, learn: bool = True) -> QuantizerOutput:
+        """Quantize with straight-through gradients; in training mode codebooks learn unless `learn` is False.
 
         The loss is VAR's: the mean over scales of beta MSE(sg(sum so far), f) + MSE(sum so far, sg(f)).
 

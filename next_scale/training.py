@@ -27,7 +27,20 @@ class ExponentialAverage(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.999):
-        super().__init__(avg_fn=lambda mean, new, n: mean + (new - mean) * (1 - min(decay, float((1 + n) / (10 + n)))))
+        def average(mean: Tensor, new: Tensor, n: Tensor) -> Tensor:
+            if not mean.is_floating_point():  # masks and indices among the buffers
+                return new
+            return mean + (new - mean) * (1 - min(decay, float((1 + n) / (10 + n))))
+
+        super().__init__(avg_fn=average)
+
+    def adopt(self, module: L.LightningModule) -> None:
+        """Go on from the average: the module takes its weights."""
+        self._copy_average_to_current(module)
+
+    def restart(self) -> None:
+        """Forget: the next update takes the module's weights as they are."""
+        self._average_model.n_averaged.zero_()
 
 
 class ScheduledModule(L.LightningModule):
@@ -72,8 +85,10 @@ class ScheduledModule(L.LightningModule):
 class TokenizerModule(ScheduledModule):
     """Trains an autoencoder and its multi-scale quantizer.
 
-    The first steps train the autoencoder alone; then k-means places all codebooks on real latents, and the rest trains
-    both. Adversarial training, where the objective has a discriminator, starts at `adversarial_after`.
+    The first steps train the autoencoder alone; then k-means places all codebooks on real latents, and both train
+    together. From `settle_at` on, encoder and quantizer stay as they are, with their codebooks placed once more on the
+    final latents, so that codes are evenly used; the rest trains the decoder on them. Adversarial training, where the
+    objective has a discriminator, starts at `adversarial_after`.
 
     Args:
         autoencoder: see :class:`next_scale.tokenizer.Tokenizer`.
@@ -84,6 +99,8 @@ class TokenizerModule(ScheduledModule):
         quantizer: further arguments of :class:`next_scale.quantizer.MultiScaleQuantizer`.
         quantize_after: steps before the quantizer starts.
         start_samples: samples whose latents place the codebooks.
+        settle_at: step from which only the decoder trains; None never.
+        settle_samples: samples whose latents place the codebooks then.
         adversarial_after: steps before the discriminator starts.
         lr, betas, weight_decay, warmup, final_lr: see :class:`ScheduledModule`.
         clip: gradient norm limit of adversarial training, where Lightning leaves clipping to the module.
@@ -97,6 +114,8 @@ class TokenizerModule(ScheduledModule):
         quantizer: dict | None = None,
         quantize_after: int = 500,
         start_samples: int = 2048,
+        settle_at: int | None = None,
+        settle_samples: int = 16384,
         adversarial_after: int = 0,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
@@ -110,6 +129,7 @@ class TokenizerModule(ScheduledModule):
         self.tokenizer = Tokenizer(autoencoder, quantizer)
         self.objective = objective
         self.quantize_after, self.start_samples = quantize_after, start_samples
+        self.settle_at, self.settle_samples = settle_at, settle_samples
         self.adversarial_after, self.clip = adversarial_after, clip
         self.automatic_optimization = objective.discriminator is None
         self._started = False
@@ -128,35 +148,34 @@ class TokenizerModule(ScheduledModule):
         return [own["optimizer"], other["optimizer"]], [own["lr_scheduler"], other["lr_scheduler"]]
 
     @torch.no_grad()
-    def start_quantizer(self) -> None:
-        """Place all codebooks by k-means over latents of `start_samples` training samples."""
+    def start_quantizer(self, samples: int) -> None:
+        """Place all codebooks by k-means over latents of this many training samples."""
         latents, seen = [], 0
         self.tokenizer.eval()
-        own = self.trainer.train_dataloader
-        # a loader of its own: the trainer's is in the middle of an epoch, and its workers may be kept
-        loader = DataLoader(own.dataset, own.batch_size or 1, shuffle=True, collate_fn=own.collate_fn)
-        while seen < self.start_samples:
-            for batch in loader:
+        while seen < samples:
+            for batch in self.trainer.train_dataloader:
                 latents.append(self.tokenizer.autoencoder.encode(batch["sample"].to(self.device)))
                 seen += latents[-1].shape[0]
-                if seen >= self.start_samples:
+                if seen >= samples:
                     break
         self.tokenizer.quantizer.start(torch.cat(latents))
         self.tokenizer.train()
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        if self.step == self.quantize_after and not self._started:  # gradients may be accumulated over several batches
-            self._started = True
-            self.start_quantizer()
+        if self.step not in (self.quantize_after, self.settle_at):
+            return
+        averages = [c for c in self.trainer.callbacks if isinstance(c, ExponentialAverage)]
+        if self.settled:
+            for average in averages:
+                average.adopt(self)
+        self.start_quantizer(self.settle_samples if self.settled else self.start_samples)
+        for average in averages:  # codes before and after have nothing to do with each other
+            average.restart()
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep how often each code was used, which no exported checkpoint needs but a resumed training does."""
-        checkpoint["codebook_usage"] = [book.usage.clone() for book in self.tokenizer.quantizer.codebooks]
-
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Inverse of :meth:`on_save_checkpoint`."""
-        for book, usage in zip(self.tokenizer.quantizer.codebooks, checkpoint.get("codebook_usage", ()), strict=False):
-            book.usage.copy_(usage)
+    @property
+    def settled(self) -> bool:
+        """Whether only the decoder still trains."""
+        return self.settle_at is not None and self.step >= self.settle_at
 
     @property
     def step(self) -> int:
@@ -165,13 +184,14 @@ class TokenizerModule(ScheduledModule):
 
     def training_step(self, batch: dict, batch_idx: int):
         x = batch["sample"]
-        latent = self.tokenizer.autoencoder.encode(x)
-        logs = {}
-        extra = latent.new_zeros(())
-        if self.step >= self.quantize_after:
-            out = self.tokenizer.quantizer(latent)
-            latent, extra = out.quantized, out.loss
-            logs |= {"quantizer": out.loss.detach(), "perplexity": out.perplexity.mean()}
+        with torch.set_grad_enabled(not self.settled):
+            latent = self.tokenizer.autoencoder.encode(x)
+            logs = {}
+            extra = latent.new_zeros(())
+            if self.step >= self.quantize_after:
+                out = self.tokenizer.quantizer(latent, learn=not self.settled)
+                latent, extra = out.quantized, out.loss
+                logs |= {"quantizer": out.loss.detach(), "perplexity": out.perplexity.mean()}
         if self.automatic_optimization:
             loss, terms = self.objective(self.tokenizer.autoencoder, x, latent)
             loss = loss + extra

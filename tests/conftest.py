@@ -21,18 +21,10 @@ CLIP = 1024  # samples of the tiny models' clips
 
 
 def build_tokenizer(seed: int = 0, strides: tuple[int, ...] | None = None) -> Tokenizer:
-    """Spectral codec at 16 kHz, hop 64, and 31 tokens of 16 codes a clip of 1,024 samples (1.98 ms a token)."""
+    """Spectral codec at 16 kHz, hop 64, and 31 tokens of 16 codes a clip of 1,024 samples."""
     torch.manual_seed(seed)
-    codec = build_codec(
-        "spectral",
-        sample_rate=RATE,
-        fft_size=256,
-        hop=64,
-        latent_channels=4,
-        width=16,
-        encoder_depth=1,
-        decoder_depth=1,
-    )
+    sizes = {"fft_size": 256, "hop": 64, "latent_channels": 4, "width": 16, "encoder_depth": 1, "decoder_depth": 1}
+    codec = build_codec("spectral", sample_rate=RATE, **sizes)
     schedule = StrideSchedule(strides) if strides else Schedule.parse("1 2 4 8 16")
     quantizer = MultiScaleQuantizer(schedule, 4, codebook_size=16, phis=2).eval()
     quantizer.start(torch.randn(256, 4, 16))

@@ -33,8 +33,8 @@ _DEMO_EPILOG = """example:
   audio-var data demo --notes data/notes --out data/demo_notes"""
 
 _INSPECT = """Read a data set as training would and tell what is in it: classes, splits, clips, and every file that
-would be skipped, with the reason. FOLDER holds rendered notes (it has a manifest.json), or audio files of any format and
-rate, one sub-folder a class."""
+would be skipped, with the reason. FOLDER holds rendered notes (it has a manifest.json), or audio files of any format
+and rate, one sub-folder a class."""
 
 _INSPECT_EPILOG = """example:
   audio-var data inspect samples/demo_notes"""

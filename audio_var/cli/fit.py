@@ -1,4 +1,4 @@
-"""`audio-var fit tokenizer|next-scale`: training from a YAML recipe, with every option of Lightning's Trainer."""
+"""`audio-var fit tokenizer|next-scale|evaluator`: training from a YAML recipe, with every option of Lightning's Trainer."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 
 from next_scale.errors import UserError
 
-USAGE = """usage: audio-var fit {tokenizer,next-scale} --config RECIPE.yaml [--trainer.OPTION VALUE ...]
+USAGE = """usage: audio-var fit {tokenizer,next-scale,evaluator} --config RECIPE.yaml [--trainer.OPTION VALUE ...]
                      [--ckpt_path FILE]
 
-Train one of the two stages of a model from a recipe. Every value in the recipe, and every option of Lightning's
-Trainer, can be set on the command line after it.
+Train one of the two stages of a model, or the judge of its report, from a recipe. Every value in the recipe, and every
+option of Lightning's Trainer, can be set on the command line after it.
 
   tokenizer    waveforms -> token pyramids: codec and multi-scale quantizer
   next-scale   token pyramids: the transformer that generates them, on a trained tokenizer
+  evaluator    instrument family and pitch of a note, which judges generated ones
 
 examples:
   audio-var fit tokenizer --config recipes/audio_notes/tokenizer.yaml
@@ -28,7 +29,7 @@ progress in a browser:  tensorboard --logdir runs"""
 
 def run(arguments: Sequence[str]) -> int:
     """Run with the arguments after ``fit``."""
-    stages = {"tokenizer": _fit_tokenizer, "next-scale": _fit_next_scale}
+    stages = {"tokenizer": _fit_tokenizer, "next-scale": _fit_next_scale, "evaluator": _fit_evaluator}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0 if arguments else 2
@@ -40,6 +41,7 @@ def run(arguments: Sequence[str]) -> int:
 
 def _cli(module, data, arguments: list[str], links: Sequence[tuple[str, str]] = ()) -> None:
     import logging
+    import warnings
 
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
@@ -48,6 +50,12 @@ def _cli(module, data, arguments: list[str], links: Sequence[tuple[str, str]] = 
     from next_scale.training import ExponentialAverage, Export
 
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for message in (
+        "LightningCLI's args parameter",  # this command's own arguments are given, not the process's
+        ".*LeafSpec",  # Lightning on a newer torch
+        "Found .* eval mode",  # the frozen tokenizer, on purpose
+    ):
+        warnings.filterwarnings("ignore", message)
 
     class RecipeCLI(LightningCLI):
         def parse_arguments(self, parser, args) -> None:
@@ -103,3 +111,10 @@ def _fit_next_scale(arguments: list[str]) -> None:
     from next_scale.training import PredictorModule
 
     _cli(PredictorModule, TokenDataModule, arguments, [("data.condition_spec", "model.condition_spec")])
+
+
+def _fit_evaluator(arguments: list[str]) -> None:
+    from audio_var.data.datamodule import AudioDataModule
+    from audio_var.evaluator import EvaluatorModule
+
+    _cli(EvaluatorModule, AudioDataModule, arguments, [("data.condition_spec", "model.condition_spec")])

@@ -25,12 +25,13 @@ def run(*argv, code="import sys; from audio_var.cli import main; c = main(sys.ar
     return done.returncode, done.stdout, done.stderr
 
 
-def test_help_lists_the_commands(capsys):
+def test_help_lists_the_commands(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
     out = capsys.readouterr().out
-    assert all(f"{name} " in out and summary in out for name, (_, summary) in COMMANDS.items())
+    assert all(name in out and summary in out for name, (_, summary) in COMMANDS.items())
 
 
 @pytest.mark.parametrize("command", [*HERE, "data notes", "data demo", "data inspect"])
