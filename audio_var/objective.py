@@ -7,15 +7,17 @@ import torchaudio
 from torch import Tensor, nn
 
 from audio_var.codecs.base import Codec
+from audio_var.phase import nearest_peak, peak_frequency
 from next_scale.errors import UserError
 
 
 class SpectrumLoss(nn.Module):
     """Compares log magnitudes that a spectral codec writes with those of the clip: no waveform is made.
 
-    Three terms: mean |log magnitude| difference; mean |log10 mel| difference for several numbers of mel bands; spectral
-    convergence, which looks at the loud bins that carry pitch. All are taken as if the clip's peak were 0.9, so that
-    quiet clips count as much as loud ones and what lies below the evaluation's floor counts for nothing.
+    Four terms: mean |log magnitude| difference; mean |log10 mel| difference for several numbers of mel bands; spectral
+    convergence, which looks at the loud bins; and the error, in bins, of the frequencies written around each spectral
+    peak, weighted by the square root of its magnitude. All are taken as if the clip's peak were 0.9, so that quiet
+    clips count as much as loud ones and what lies below the evaluation's floor counts for nothing.
 
     Args:
         sample_rate: in Hz.
@@ -41,8 +43,14 @@ class SpectrumLoss(nn.Module):
         self.register_buffer("bank", torch.cat(banks, 1), persistent=False)
         self.mel_floor, self.floor = mel_floor, floor
 
-    def forward(self, output: Tensor, target: Tensor, peak: Tensor) -> dict[str, Tensor]:
-        """Natural log magnitudes (B, F, T), both, and the clip's peaks (B,) -> named scalars."""
+    def forward(self, output: Tensor, offset: Tensor, target: Tensor, peak: Tensor) -> dict[str, Tensor]:
+        """Named scalars.
+
+        Args:
+            output, offset: (B, F, T) natural log magnitudes and frequency offsets that a codec wrote.
+            target: (B, F, T) log magnitudes of the clip.
+            peak: (B,) of the clip's waveform.
+        """
         gain = (0.9 / peak.clamp_min(1e-4))[:, None, None]
         made, real = gain * torch.exp(output), gain * torch.exp(target)
         log = [0.5 * torch.log(m.square() + self.floor**2) for m in (made, real)]
@@ -52,7 +60,18 @@ class SpectrumLoss(nn.Module):
             "magnitude": (log[0] - log[1]).abs().mean(),
             "mel": (mel[0] - mel[1]).abs().mean(),
             "convergence": ((made - real).norm(dim=(1, 2)) / (real.norm(dim=(1, 2)) + 1e-2)).mean(),
+            "frequency": self._frequency_error(offset, target, real),
         }
+
+    @staticmethod
+    def _frequency_error(offset: Tensor, target: Tensor, real: Tensor) -> Tensor:
+        """Mean error in bins over the main lobes of the clip's peaks: two bins to either side."""
+        with torch.no_grad():
+            nearest = nearest_peak(target)
+            bins = torch.arange(target.shape[1], device=target.device)[None, :, None]
+            away = peak_frequency(target, nearest) - bins
+            weight = real.gather(1, nearest).sqrt() * ((nearest - bins).abs() <= 2)
+        return (weight * (offset - away).abs()).sum() / weight.sum().clamp_min(1e-6)
 
 
 class AudioObjective(nn.Module):
@@ -60,7 +79,7 @@ class AudioObjective(nn.Module):
 
     Args:
         sample_rate, fft_size: of the codec, in Hz and samples.
-        magnitude, mel, convergence: weights of :class:`SpectrumLoss`; they need a codec with ``decode_log_magnitude``.
+        magnitude, mel, convergence, frequency: weights of :class:`SpectrumLoss`, for codecs with ``decode_spectrum``.
         waveform_mel, waveform_stft: weights of the multi-resolution log-mel and STFT losses on the decoded waveform.
         adversarial, features: weights of a multi-scale STFT discriminator's hinge loss and of feature matching.
         discriminator_filters: its width.
@@ -75,6 +94,7 @@ class AudioObjective(nn.Module):
         magnitude: float = 1.0,
         mel: float = 1.0,
         convergence: float = 1.0,
+        frequency: float = 5.0,
         waveform_mel: float = 0.0,
         waveform_stft: float = 0.0,
         adversarial: float = 0.0,
@@ -84,7 +104,7 @@ class AudioObjective(nn.Module):
         super().__init__()
         from audio_var.losses import LogMelLoss, MultiResolutionSTFTLoss
 
-        self.weights = {"magnitude": magnitude, "mel": mel, "convergence": convergence}
+        self.weights = {"magnitude": magnitude, "mel": mel, "convergence": convergence, "frequency": frequency}
         self.spectrum = SpectrumLoss(sample_rate, fft_size) if any(self.weights.values()) else None
         self.waveform_mel, self.waveform_stft = waveform_mel, waveform_stft
         self.mel_loss, self.stft_loss = LogMelLoss(sample_rate), MultiResolutionSTFTLoss()
@@ -109,16 +129,16 @@ class AudioObjective(nn.Module):
         loss, logs = waveform.new_zeros(()), {}
         decoded = fake = None
         if self.spectrum is not None:
-            if not hasattr(codec, "decode_log_magnitude"):
+            if not hasattr(codec, "decode_spectrum"):
                 cause = f"the codec '{codec.name}' writes no magnitudes"
-                raise UserError(f"{cause}: set the objective's magnitude, mel and convergence to 0")
-            decoded = codec.decode_log_magnitude(latent)
-            terms = self.spectrum(decoded, codec.log_magnitude(waveform), waveform.abs().amax((1, 2)))
+                raise UserError(f"{cause}: set the objective's magnitude, mel, convergence and frequency to 0")
+            decoded = codec.decode_spectrum(latent)
+            terms = self.spectrum(*decoded, codec.log_magnitude(waveform), waveform.abs().amax((1, 2)))
             for name, term in terms.items():
                 loss = loss + self.weights[name] * term
                 logs[name] = term.detach()
         if make:
-            fake = codec.decode(latent) if decoded is None else codec.synthesize(decoded)
+            fake = codec.decode(latent) if decoded is None else codec.synthesize(*decoded)
             for name, weight, term in (
                 ("waveform_mel", self.waveform_mel, self.mel_loss),
                 ("waveform_stft", self.waveform_stft, self.stft_loss),

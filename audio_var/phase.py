@@ -39,7 +39,7 @@ def peak_frequency(log_magnitude: Tensor, peak: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int) -> Tensor:
+def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, offset: Tensor | None = None) -> Tensor:
     """Phases that make a magnitude spectrogram sound: peaks turn, the bins around each stay locked to it.
 
     Every peak advances by its interpolated frequency; the bins of its main lobe keep the alternating signs that a Hann
@@ -49,6 +49,8 @@ def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int) -> Tensor:
     Args:
         log_magnitude: (B, F, T) float, natural log of STFT magnitudes with a Hann window, F = fft_size / 2 + 1.
         fft_size, hop: in samples.
+        offset: (B, F, T) float, what to add to each bin's number for the frequency, in bins, of the peak near it;
+            by default frequencies are interpolated from the magnitudes.
 
     Returns:
         (B, F, T) phases in radians, relative to the first sample of each frame.
@@ -56,7 +58,7 @@ def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int) -> Tensor:
     Shape notation: B batch, F frequency bins, T frames.
     """
     peak = nearest_peak(log_magnitude)
-    frequency = peak_frequency(log_magnitude, peak)
+    frequency = peak_frequency(log_magnitude, peak) if offset is None else peak + offset.gather(1, peak)
     bins = torch.arange(log_magnitude.shape[1], device=log_magnitude.device).view(1, -1, 1)
     lobe = math.pi * (bins - peak)  # neighbouring bins of a lobe have opposite signs
     turn = 2 * math.pi * hop / fft_size

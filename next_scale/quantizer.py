@@ -221,9 +221,9 @@ class MultiScaleQuantizer(nn.Module):
         """
         # distances and averages need full precision, also inside mixed-precision training
         with torch.autocast(latent.device.type, enabled=False):
-            return self._forward(latent.to(self.codebooks[0].weight.dtype))
+            return self._forward(latent.to(self.codebooks[0].weight.dtype), learn and self.training)
 
-    def _forward(self, latent: Tensor) -> QuantizerOutput:
+    def _forward(self, latent: Tensor, learn: bool) -> QuantizerOutput:
         inside = self.project_in(latent)
         schedule = self.schedule_at(tuple(inside.shape[2:]))
         target = inside.detach()
@@ -237,7 +237,7 @@ class MultiScaleQuantizer(nn.Module):
             vectors, found = self._codes(residual, k)
             ids = found.view(inside.shape[0], -1)
             part = self._contribution(ids, k, size, schedule.grid)
-            if self.training:  # after the look-up: a code that is moved now was not what these vectors chose
+            if learn:  # after the look-up: a code that is moved now was not what these vectors chose
                 self.codebook(k).learn(vectors.detach(), found)
             total = total + part
             loss = loss + self.commitment * F.mse_loss(inside, total.detach()) + F.mse_loss(total, target)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from next_scale.checkpoint import from_pretrained, save_pretrained
@@ -17,6 +19,9 @@ from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule
 from next_scale.tokenizer import Tokenizer
+
+# what a recipe may set: typed, so that values on the command line are read as numbers
+Options = dict[str, bool | int | float | str | None]
 
 
 class ExponentialAverage(WeightAveraging):
@@ -33,6 +38,14 @@ class ExponentialAverage(WeightAveraging):
             return mean + (new - mean) * (1 - min(decay, float((1 + n) / (10 + n))))
 
         super().__init__(avg_fn=average)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # weight norm by hooks leaves computed weights among a layer's attributes, which cannot be copied as they are
+        for part in pl_module.modules():
+            for name, value in vars(part).items():
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    vars(part)[name] = value.detach()
+        super().setup(trainer, pl_module, stage)
 
     def adopt(self, module: L.LightningModule) -> None:
         """Go on from the average: the module takes its weights."""
@@ -69,16 +82,16 @@ class ScheduledModule(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise UserError("the learning rate needs a length of training: set trainer.max_steps or trainer.max_epochs")
-        steps = max(1, int(steps) - after)
-        warmup = max(1, min(self.warmup, steps // 2))
-        schedule = SequentialLR(
-            optimizer,
-            [
-                LinearLR(optimizer, 1 / warmup, total_iters=warmup),
-                CosineAnnealingLR(optimizer, max(1, steps - warmup), eta_min=self.lr * self.final_lr),
-            ],
-            milestones=[warmup],
-        )
+        warmup = max(1, min(self.warmup, int(steps) // 2))
+
+        def share(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / warmup
+            done = min(1.0, (step - warmup) / max(1, int(steps) - warmup))
+            return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+        # a function of the step alone: a run resumed with another length follows that length's curve
+        schedule = LambdaLR(optimizer, share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -111,7 +124,7 @@ class TokenizerModule(ScheduledModule):
         autoencoder: nn.Module,
         objective: nn.Module,
         schedule: str,
-        quantizer: dict | None = None,
+        quantizer: Options | None = None,
         quantize_after: int = 500,
         start_samples: int = 2048,
         settle_at: int | None = None,
@@ -125,6 +138,8 @@ class TokenizerModule(ScheduledModule):
         clip: float = 1.0,
     ):
         super().__init__(lr, betas, weight_decay, warmup, final_lr)
+        if settle_at is not None and settle_at <= quantize_after:
+            raise UserError(f"settle_at {settle_at} must come after quantize_after {quantize_after}")
         quantizer = MultiScaleQuantizer(Schedule.parse(schedule), autoencoder.latent_channels, **(quantizer or {}))
         self.tokenizer = Tokenizer(autoencoder, quantizer)
         self.objective = objective
@@ -132,7 +147,7 @@ class TokenizerModule(ScheduledModule):
         self.settle_at, self.settle_samples = settle_at, settle_samples
         self.adversarial_after, self.clip = adversarial_after, clip
         self.automatic_optimization = objective.discriminator is None
-        self._started = False
+        self._placed_at: int | None = None
         self.save_hyperparameters({"quantize_after": quantize_after})
 
     @property
@@ -152,8 +167,11 @@ class TokenizerModule(ScheduledModule):
         """Place all codebooks by k-means over latents of this many training samples."""
         latents, seen = [], 0
         self.tokenizer.eval()
+        own = self.trainer.train_dataloader
+        # a loader of its own: the trainer's is in the middle of an epoch, and its workers may be kept
+        loader = DataLoader(own.dataset, own.batch_size or 1, shuffle=True, collate_fn=own.collate_fn)
         while seen < samples:
-            for batch in self.trainer.train_dataloader:
+            for batch in loader:
                 latents.append(self.tokenizer.autoencoder.encode(batch["sample"].to(self.device)))
                 seen += latents[-1].shape[0]
                 if seen >= samples:
@@ -162,8 +180,9 @@ class TokenizerModule(ScheduledModule):
         self.tokenizer.train()
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
-        if self.step not in (self.quantize_after, self.settle_at):
+        if self.step not in (self.quantize_after, self.settle_at) or self._placed_at == self.step:
             return
+        self._placed_at = self.step  # gradients may be accumulated over several batches of one step
         averages = [c for c in self.trainer.callbacks if isinstance(c, ExponentialAverage)]
         if self.settled:
             for average in averages:
@@ -171,6 +190,15 @@ class TokenizerModule(ScheduledModule):
         self.start_quantizer(self.settle_samples if self.settled else self.start_samples)
         for average in averages:  # codes before and after have nothing to do with each other
             average.restart()
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep how often each code was used, which no exported checkpoint needs but a resumed training does."""
+        checkpoint["codebook_usage"] = [book.usage.clone() for book in self.tokenizer.quantizer.codebooks]
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Inverse of :meth:`on_save_checkpoint`."""
+        for book, usage in zip(self.tokenizer.quantizer.codebooks, checkpoint.get("codebook_usage", ()), strict=False):
+            book.usage.copy_(usage)
 
     @property
     def settled(self) -> bool:
@@ -258,8 +286,8 @@ class PredictorModule(ScheduledModule):
         self,
         tokenizer: str,
         condition_spec: dict,
-        predictor: dict | None = None,
-        sampling: dict | None = None,
+        predictor: Options | None = None,
+        sampling: Options | None = None,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
@@ -276,6 +304,7 @@ class PredictorModule(ScheduledModule):
         self.predictor = NextScale(
             quantizer.schedule, quantizer.codebook_size, quantizer.channels, condition_spec, **(predictor or {})
         )
+        self.predictor.start_from(quantizer)
         self.sampling = SamplingOptions(**(sampling or {}))
 
     @property

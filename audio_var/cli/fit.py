@@ -1,4 +1,4 @@
-"""`audio-var fit tokenizer|next-scale|evaluator`: training from a YAML recipe, with every option of Lightning's Trainer."""
+"""`audio-var fit tokenizer|next-scale|evaluator`: training from a YAML recipe, with all of Lightning's options."""
 
 from __future__ import annotations
 
@@ -73,7 +73,8 @@ def _cli(module, data, arguments: list[str], links: Sequence[tuple[str, str]] = 
             parser.add_lightning_class_args(ExponentialAverage, "average")
             parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            parser.set_defaults({"checkpoint.save_last": True})
+            # last.ckpt is always the newest, also where an earlier training left one
+            parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
             for source, target in links:
                 parser.link_arguments(source, target, apply_on="instantiate")
 

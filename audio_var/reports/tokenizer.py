@@ -107,6 +107,15 @@ class Step:
 
 
 @dataclass
+class Register:
+    """Notes from one MIDI pitch to another: low ones are the harder to keep in tune."""
+
+    lowest: int
+    highest: int
+    quality: Quality
+
+
+@dataclass
 class TokenizerResult:
     """Everything a report shows. `clips` holds (name, real (T,), {k: decoded (T,)}) for a few notes."""
 
@@ -118,6 +127,7 @@ class TokenizerResult:
     visqol_notes: int
     systems: list[System]
     profile: list[Step]
+    registers: list[Register]
     clips: list[tuple[str, np.ndarray, dict[int, np.ndarray]]] = field(repr=False, default_factory=list)
 
     def to_data(self) -> dict:
@@ -216,7 +226,19 @@ def evaluate_tokenizer(tokenizer: Tokenizer, folder: str | Path, options: Tokeni
         clips.append((name, original[row].numpy(), clip))
     heard = min(options.visqol, len(subset))
     name = fingerprint(tokenizer)
-    return TokenizerResult(name, rate, seconds, size, len(counted), heard, systems, profile, clips)
+    registers = _registers(notes, chosen, every)
+    return TokenizerResult(name, rate, seconds, size, len(counted), heard, systems, profile, registers, clips)
+
+
+def _registers(notes: Notes, indices: Tensor, figures: dict[str, Tensor]) -> list[Register]:
+    """The figures of notes (N,), octave by octave."""
+    midi = torch.tensor(notes.condition_spec["pitch"])[notes.condition_batch(indices)["pitch"]]
+    registers = []
+    for octave in torch.unique(midi // 12).tolist():
+        inside = midi // 12 == octave
+        quality = _mean({name: values[inside] for name, values in figures.items()})
+        registers.append(Register(int(midi[inside].min()), int(midi[inside].max()), quality))
+    return registers
 
 
 def check_tokenizer(tokenizer: Tokenizer, notes: Notes) -> Schedule:
@@ -341,6 +363,17 @@ def _page(result: TokenizerResult, command: str) -> str:
             for step in result.profile
         ],
     )  # fmt: skip
+    registers = markdown_table(
+        ("MIDI pitch", "N", "log-mel", "convergence", "pitch", "median, cents", "pitch, blind"),
+        [
+            (
+                f"{r.lowest} to {r.highest}", r.quality.notes,
+                number(r.quality.mel, 3), number(r.quality.convergence, 3),
+                percent(r.quality.in_tune), number(r.quality.cents, 1), percent(r.quality.in_tune_blind),
+            )
+            for r in result.registers
+        ],
+    )  # fmt: skip
     visqol_text = ""
     if result.visqol_notes:
         visqol_text = (
@@ -362,6 +395,9 @@ def _page(result: TokenizerResult, command: str) -> str:
   over the whole range, so that an octave error of the estimator counts.
 - Opus: libopus, variable rate, all notes in one stream; bits counted from its packets.{visqol_text}
 
+## Low and high notes
+
+{registers}
 ## The pyramid, scale by scale
 
 Decoded from the first scales only, {subset:,} notes. Use of codes over {result.usage_notes:,} notes; in brackets, how

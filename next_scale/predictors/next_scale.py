@@ -45,8 +45,12 @@ class NextScale(nn.Module):
         width, depth, heads, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path: see
             :class:`next_scale.transformer.Transformer`.
         condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
+        codebook_head: logits of scale k are the dot products with output embeddings of its own codes, which
+            :meth:`start_from` sets to the codebook's entries; else one linear layer serves all scales (VAR, whose scales
+            share one codebook). With a codebook a scale, neighbouring codes share what is learned about either.
         label_smoothing: of the training loss; the losses reported per scale are without.
-        equal_scales: the training loss is the mean over scales of each scale's mean, instead of over all tokens.
+        scale_power: the training loss weights the mean of scale k by n_k ** scale_power: 1 is the mean over tokens (VAR),
+            0 the mean over scales. Below 1 the few coarse tokens, on which all else hangs, are learned sooner.
 
     Raises:
         UserError: `width` is not a multiple of `heads`.
@@ -71,24 +75,29 @@ class NextScale(nn.Module):
         drop_path: float = 0.0,
         condition_dropout: float = 0.1,
         field_dropout: float = 0.0,
+        codebook_head: bool = False,
         label_smoothing: float = 0.0,
-        equal_scales: bool = False,
+        scale_power: float = 1.0,
     ) -> None:
         super().__init__()
         if width % heads:
             raise UserError(f"width {width} is not a multiple of {heads} heads")
         self.schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
         self.codebook_size, self.latent_channels = codebook_size, latent_channels
-        self.label_smoothing, self.equal_scales = label_smoothing, equal_scales
+        self.label_smoothing, self.scale_power = label_smoothing, scale_power
         self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout)
         self.options = {
             "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
             "shared_modulation": shared_modulation, "qk_norm": qk_norm, "softmax_scale": softmax_scale,
             "dropout": dropout, "drop_path": drop_path, "condition_dropout": condition_dropout,
-            "field_dropout": field_dropout, "label_smoothing": label_smoothing, "equal_scales": equal_scales,
+            "field_dropout": field_dropout, "codebook_head": codebook_head, "label_smoothing": label_smoothing, "scale_power": scale_power,
         }  # fmt: skip
+        self.codes = self.code_bias = None
+        if codebook_head:
+            self.codes = nn.Parameter(torch.randn(self.schedule.scales, codebook_size, latent_channels))
+            self.code_bias = nn.Parameter(torch.zeros(self.schedule.scales, codebook_size))
         self.transformer = Transformer(
-            width, depth, heads, codebook_size, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path
+            width, depth, heads, latent_channels if codebook_head else codebook_size, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path
         )
         self.prefix = PrefixAttention(self.schedule.visible_end)
         self.word_embed = nn.Linear(latent_channels, width)
@@ -113,6 +122,28 @@ class NextScale(nn.Module):
         """Inverse of :meth:`to_config`."""
         return cls(**{**config, "schedule": Schedule.from_config(config["schedule"])})
 
+    @torch.no_grad()
+    def start_from(self, quantizer: MultiScaleQuantizer) -> None:
+        """Set the output embeddings of `codebook_head` to the codebooks' entries, centred and at unit spread.
+
+        Raises:
+            UserError: the quantizer looks codes up in another number of channels than its pyramid has.
+        """
+        if self.codes is None:
+            return
+        for k, codes in enumerate(self.codes):
+            entries = quantizer.codebook(k).weight
+            if entries.shape != codes.shape:
+                raise UserError("codebook_head needs codes as wide as the pyramid: leave the quantizer's code_channels out")
+            entries = entries - entries.mean(0)
+            codes.copy_(entries / entries.square().mean().sqrt().clamp_min(1e-8))
+
+    def _logits(self, features: Tensor, k: int) -> Tensor:
+        """Head outputs of scale k to logits: (B, n_k, ...) -> (B, n_k, V)."""
+        if self.codes is None:
+            return features
+        return features @ (self.codes[k].T * self.latent_channels**-0.5) + self.code_bias[k]
+
     def _places(self) -> Tensor:
         """What every token gets for its place and scale: (L, D)."""
         return self.position_embed + self.level_embed[self.level]
@@ -133,7 +164,10 @@ class NextScale(nn.Module):
         """
         c = self.conditioner(condition, inputs.shape[0])
         x = torch.cat([self._first(c), self.word_embed(inputs)], dim=1) + self._places()
-        return self.transformer(x, self.transformer.modulations(c), self.prefix)
+        features = self.transformer(x, self.transformer.modulations(c), self.prefix)
+        if self.codes is None:
+            return features
+        return torch.cat([self._logits(part, k) for k, part in enumerate(self.schedule.split(features))], dim=1)
 
     def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
         """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`."""
@@ -143,7 +177,8 @@ class NextScale(nn.Module):
         if self.label_smoothing > 0:
             uniform = logits.logsumexp(-1) - logits.mean(-1)
             target = torch.lerp(entropy, uniform, self.label_smoothing)
-        loss = self._scale_means(target).mean() if self.equal_scales else target.mean()
+        weights = torch.tensor(self.schedule.counts, dtype=target.dtype, device=target.device) ** self.scale_power
+        loss = (self._scale_means(target) * weights).sum() / weights.sum()
         with torch.no_grad():
             hits = (logits.argmax(-1) == tokens).float()
             return LossOutput(loss, self._scale_means(entropy), self._scale_means(hits))
@@ -224,7 +259,7 @@ class NextScale(nn.Module):
         x, tokens = self._first(c), []
         sure = torch.ones(batch, dtype=torch.bool, device=c.device)
         for k, (start, count) in enumerate(zip(schedule.starts, schedule.counts, strict=True)):
-            logits = self.transformer(x + places[start : start + count], modulations, cache=cache)
+            logits = self._logits(self.transformer(x + places[start : start + count], modulations, cache=cache), k)
             tolerance = TOLERANCE
             if guided:
                 strength = sampling.strength(k, schedule.scales)

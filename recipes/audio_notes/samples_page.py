@@ -82,18 +82,23 @@ nav a { margin-right: 1rem } a { color: var(--accent) } .dim, figcaption { color
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem;
   margin-top: 1rem }
 article { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; min-width: 0 }
-.two, .steps { display: grid; gap: .7rem; margin-top: .5rem } .two { grid-template-columns: 1fr 1fr }
-.steps { grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)) } .pyramid { margin-top: 1rem }
-figure { margin: 0; min-width: 0 } figcaption { min-height: 1.5em; overflow-wrap: anywhere } figcaption b { color: var(--ink) }
+.two, .steps { display: grid; gap: .7rem; margin-top: .5rem; align-items: end } .two { grid-template-columns: 1fr 1fr }
+.steps { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) } .pyramid { margin-top: 1rem }
+.steps span { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
+figure { margin: 0; min-width: 0 } figcaption { min-height: 1.5em; overflow-wrap: anywhere }
+figcaption b { color: var(--ink) }
 img { display: block; width: 100%; height: 8.5rem; border-radius: .35rem .35rem 0 0; background: #000 }
 audio { display: block; width: 100%; height: 2.4rem; margin-top: .25rem }
 pre { background: var(--code); border-radius: .35rem; padding: .5rem .6rem; margin: .7rem 0 0; white-space: pre-wrap;
   overflow-wrap: anywhere; font: .78rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
+.pair pre span { white-space: nowrap }
 p code { background: var(--code); border-radius: .25rem; padding: .05rem .25rem; font-size: .86em }
-.scroll { overflow-x: auto; margin: .8rem 0 } table { border-collapse: collapse; font-size: .88rem; white-space: nowrap }
+.scroll { overflow-x: auto; margin: .8rem 0 }
+table { border-collapse: collapse; font-size: .88rem; white-space: nowrap }
 th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line) }
 th:first-child, td:first-child { text-align: left; padding-left: 0 } th { font-weight: 600 }
 .scale { display: flex; align-items: center; gap: .6rem; max-width: 32rem; margin-top: .8rem }
+@media (max-width: 30rem) { article { padding: .6rem } .two, .steps { gap: .4rem } }
 .bar { flex: 1; height: .7rem; border-radius: .35rem }
 """
 
@@ -126,9 +131,10 @@ def render(page: Page) -> str:
 <p>On the left of each card what the model makes of a family, a pitch and a velocity; on the right a real note of the
 same condition. Every real note is from the test split, never from the training set: no note of its instrument at its
 pitch, at any velocity, was trained on. A family holds many instruments and the model chooses one itself, so a pair need
-not sound alike: it shares family, pitch and loudness.</p>
+not sound alike: it shares family, pitch and velocity.</p>
 <p>Nothing is picked by ear: all clips are the first draw of seed {page.seed}, for the first notes of each family in a
-shuffled order. The command in a card makes its clip again, on the same machine bit for bit.</p>
+shuffled order. The command in a card, run
+in the folder of this page, makes its clip again, on the same machine bit for bit.</p>
 <p class="dim">Spectrograms: frequency from 40 Hz to {facts["rate"] / 2000:g} kHz, logarithmic, upwards; time
 {facts["seconds"]:.2f} s. One scale of colours for all pictures of a card, down from its loudest point:</p>
 <div class="scale dim"><span>−{page.decibels:g} dB</span>
@@ -167,10 +173,16 @@ def _title(condition: dict[str, str | int]) -> str:
 
 def _figure(clip: Clip, name: str, note: str, alt: str) -> str:
     return f"""<figure>
-<figcaption><b>{escape(name)}</b> {escape(note)}</figcaption>
+<figcaption><b>{escape(name)}</b> <span>{escape(note)}</span></figcaption>
 <img src="{escape(clip.picture)}" width="{clip.width}" height="{clip.height}" alt="{escape(alt)}" loading="lazy">
 <audio controls preload="metadata" src="{escape(clip.audio)}"></audio>
 </figure>"""
+
+
+def _command(text: str) -> str:
+    """Lines break between options, never within one."""
+    parts = escape(text, quote=False).replace(" --", "\n--").split("\n")
+    return f"<pre>{' '.join(f'<span>{part}</span>' for part in parts)}</pre>"
 
 
 def _pair(pair: Pair) -> str:
@@ -181,7 +193,7 @@ def _pair(pair: Pair) -> str:
 {_figure(pair.generated, "generated", "", f"spectrogram of the generated clip, {title}")}
 {_figure(pair.real, "real", pair.instrument, f"spectrogram of the real note, {title}")}
 </div>
-<pre>{escape(pair.command)}</pre>
+{_command(pair.command)}
 </article>"""
 
 
@@ -197,7 +209,7 @@ def _pyramid(pyramid: Pyramid) -> str:
 <div class="steps">
 {chr(10).join(figures)}
 </div>
-<pre>{escape(pyramid.command)}</pre>
+{_command(pyramid.command)}
 </article>"""
 
 
@@ -228,8 +240,9 @@ def _measured(page: Page) -> str:
         parts.append(f'{_table(header, rows)}\n<p class="dim">Judged by the shipped evaluator ({features}).</p>')
     if not parts:
         return ""
-    return '\n<h2 id="measured">Measured</h2>\n<p>On held-out notes, by <code>audio-var evaluate</code>.</p>\n' + "\n".join(
-        parts
+    return (
+        '\n<h2 id="measured">Measured</h2>\n<p>On held-out notes, by <code>audio-var evaluate</code>.</p>\n'
+        + "\n".join(parts)
     )
 
 

@@ -50,6 +50,7 @@ def test_tokenizer_report(checkpoint, tmp_path, capsys):
     assert whole["kbits"] == pytest.approx(69 * 5 / 1.024 / 1000)
     assert [step["bits"] for step in report["profile"]] == [5, 25, 345]
     assert report["profile"][-1]["quality"] == subset["quality"]
+    assert sum(register["quality"]["notes"] for register in report["registers"]) == 6
     assert all(0 < step["usage"]["used"] <= 32 for step in report["profile"])
     files = {path.name for path in (tmp_path / "a").iterdir()}
     assert files == {"report.json", "report.md", "profile.png", "spectrograms.png", "clips"}

@@ -44,7 +44,7 @@ def conditions(batch):
     return {name: torch.randint(-1, len(values), (batch,)) for name, values in SPEC.items()}
 
 
-@pytest.mark.parametrize("options", [{}, {"shared_modulation": True, "qk_norm": True, "equal_scales": True}])
+@pytest.mark.parametrize("options", [{}, {"shared_modulation": True, "qk_norm": True, "scale_power": 0.5}, {"codebook_head": True}])
 @pytest.mark.parametrize("schedule", ["1 2 4 8", "1x1 2x2 4x4"])
 def test_overfits_a_few_samples(schedule, options):
     """32 pyramids told apart by their condition: from log 16 = 2.77 to below 0.3 in some seconds."""
@@ -133,9 +133,9 @@ def test_loss_options():
     tokens, condition = torch.randint(16, (3, 7)), conditions(3)
     inputs = quantizer.teacher_forcing(tokens)
     plain = model.loss(tokens, inputs, condition)
-    model.equal_scales = True
+    model.scale_power = 0.0
     torch.testing.assert_close(model.loss(tokens, inputs, condition).loss, plain.per_scale.mean())
-    model.equal_scales, model.label_smoothing = False, 0.1
+    model.scale_power, model.label_smoothing = 1.0, 0.1
     logits = model(inputs, condition)
     want = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten(), label_smoothing=0.1)
     smoothed = model.loss(tokens, inputs, condition)

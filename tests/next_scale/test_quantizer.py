@@ -243,6 +243,15 @@ def test_codes_survive_their_own_update():
     torch.testing.assert_close(quantizer(x).quantized, want.quantized)
 
 
+def test_codebooks_learn_only_where_asked():
+    for learn, training in ((True, True), (False, True), (True, False)):
+        quantizer = build(ONE, decay=0.5).train(training)
+        before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+        quantizer(latents(quantizer), learn=learn)
+        same = [torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items() if "books" in name]
+        assert not any(same) if learn and training else all(same)
+
+
 def test_usage_is_told_apart_by_scale():
     """Perplexity is that of each scale's codes: 1 where one code is used, n where n are used equally."""
     quantizer = build("1 2 4", phis=0, update="gradient")
@@ -268,7 +277,8 @@ def test_strides_serve_any_length(dim):
         tokens, out = quantizer.encode(x), quantizer(x)
         assert tokens.shape[1] == quantizer.schedule.at(grid).length and torch.equal(out.tokens, tokens)
         torch.testing.assert_close(quantizer.decode(tokens, grid=grid), out.quantized, atol=1e-5, rtol=1e-5)
-        assert quantizer.teacher_forcing(tokens, grid).shape[1] == tokens.shape[1] - (side // 8) * (2 if dim == 2 else 1)
+        coarsest = (side // 8) * (2 if dim == 2 else 1)
+        assert quantizer.teacher_forcing(tokens, grid).shape[1] == tokens.shape[1] - coarsest
     again = MultiScaleQuantizer.from_config(json.loads(json.dumps(quantizer.to_config())))
     assert again.schedule == quantizer.schedule and again.dim == dim
     with pytest.raises(UserError, match="coarsest stride"):
@@ -343,10 +353,8 @@ def published_var(config, fill):
     """The quantizer of a published image tokenizer."""
     sizes = tuple((s, s) for s in config["patch_nums"])
     channels, codes, phis = config["latent_channels"], config["vocab_size"], config["share_quant_resi"]
-    margin = 1 / 12 if phis == 4 else None
-    quantizer = MultiScaleQuantizer(
-        Schedule(sizes), channels, codes, shared_codebook=True, phis=phis, phi_ratio=config["quant_resi"], phi_margin=margin
-    )
+    options = {"phi_ratio": config["quant_resi"], "phi_margin": 1 / 12 if phis == 4 else None}
+    quantizer = MultiScaleQuantizer(Schedule(sizes), channels, codes, shared_codebook=True, phis=phis, **options)
     state = {"codebooks.0.weight": fill("vae.quantize.embedding.weight", codes, channels)}
     for i in range(phis):
         key = f"vae.quantize.quant_resi.qresi_ls.{i}."

@@ -1,5 +1,7 @@
 """Training of tokenizers and predictors in 1D and 2D: learning, the start of the codebooks, averages, resuming."""
 
+import copy
+
 import lightning as L
 import pytest
 import torch
@@ -161,6 +163,38 @@ def test_starting_the_codebooks_leaves_the_epoch_alone(tmp_path):
     assert seen == [(epoch, i) for epoch in range(2) for i in range(4)]
 
 
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_settled_training_is_the_decoders_alone(update, tmp_path):
+    """Codebooks placed anew on the averaged encoder's latents, then nothing changes but the decoder."""
+    module = module_for(settle_at=30, settle_samples=64, quantizer={"update": update, "revive": 0.05})
+    states, average, record = [], ExponentialAverage(0.9), Record()
+
+    class Watch(L.Callback):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 30:
+                mean = average._average_model.module.tokenizer.state_dict()
+                states.append({name: tensor.clone() for name, tensor in mean.items()})
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            states.append({name: tensor.clone() for name, tensor in module.tokenizer.state_dict().items()})
+
+    trainer_for(tmp_path, 50, average, Watch(), record).fit(module, loader())
+    before, mean, settled = states[29], states[30], states[31:]
+    for name in mean:
+        decoder = name.startswith("autoencoder.leave")
+        assert all(torch.equal(state[name], settled[0][name]) for state in settled) != decoder, name
+        if not decoder and "codebooks" not in name:  # the encoder settles on its average
+            assert torch.equal(settled[0][name], mean[name])
+        if "codebooks" in name:
+            assert not torch.equal(settled[0][name], before[name])
+    assert record.values[-1]["train/error"] < record.values[30]["train/error"]
+    usage = torch.stack(record.usage[30:])
+    assert torch.equal(usage, torch.ones_like(usage))
+    assert average._average_model.n_averaged == 20
+    with pytest.raises(UserError, match="settle_at"):
+        module_for(settle_at=20)
+
+
 @pytest.mark.parametrize("dim", [1, 2])
 def test_adversarial_training(dim, tmp_path):
     """Two optimizers: a step is still one of the tokenizer, and each learning rate has its own warm-up and end."""
@@ -192,7 +226,8 @@ def test_learning_rate_warms_up_and_decays(tmp_path):
     trainer = trainer_for(tmp_path, 12, Watch())
     trainer.fit(module, loader())
     assert rates[:5] == pytest.approx([0.25, 0.4375, 0.625, 0.8125, 1.0])
-    assert rates[4:] == sorted(rates[4:], reverse=True) and trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1)
     decayed, plain = trainer.optimizers[0].param_groups
     assert all(p.dim() > 1 for p in decayed["params"]) and plain["weight_decay"] == 0
 
@@ -203,10 +238,10 @@ def test_length_of_training_must_be_known(tmp_path):
 
 
 @pytest.mark.parametrize("update", ["ema", "gradient"])
-@pytest.mark.parametrize("stop", [2, 8])
+@pytest.mark.parametrize("stop", [2, 8, 10])
 def test_resumed_training_is_the_same_training(stop, update, tmp_path):
-    """Interrupted before or after the codebooks' start and resumed: the same steps, averages, codes and weights."""
-    options = {"quantize_after": 4, "quantizer": {"update": update}}
+    """Interrupted before or after the codebooks' start, or once settled: the same steps, averages, codes, weights."""
+    options = {"quantize_after": 4, "quantizer": {"update": update}} | ({"settle_at": 9} if stop == 10 else {})
 
     def run(steps, folder, resume=None):
         torch.manual_seed(5)  # k-means draws its first centres
@@ -230,10 +265,10 @@ def test_resumed_training_is_the_same_training(stop, update, tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     assert all(torch.equal(a, b) for a, b in zip(record.usage, whole_record.usage[stop:], strict=True))
-    assert not torch.equal(record.usage[-1], torch.ones_like(record.usage[-1]))
+    assert stop == 10 or not torch.equal(record.usage[-1], torch.ones_like(record.usage[-1]))
     for name, tensor in whole_average._average_model.state_dict().items():
         assert torch.equal(tensor, average._average_model.state_dict()[name]), name
-    assert average._average_model.n_averaged == 12
+    assert average._average_model.n_averaged == (3 if stop == 10 else 8)  # anew from the start of the codebooks
 
 
 def test_checkpoints_from_before_usage_was_kept_resume_too(tmp_path):
@@ -257,8 +292,8 @@ def test_export_is_the_average(half, tmp_path):
     class Watch(L.Callback):
         def on_train_batch_start(self, trainer, module, batch, batch_idx):
             if (tmp_path / "out").exists():
-                mean = average._average_model.module.tokenizer.state_dict()
-                written.append((from_pretrained(tmp_path / "out").state_dict(), {k: v.clone() for k, v in mean.items()}))
+                mean = copy.deepcopy(average._average_model.module.tokenizer.state_dict())
+                written.append((from_pretrained(tmp_path / "out").state_dict(), mean))
 
     export = Export(str(tmp_path / "out"), half=half)
     trainer = trainer_for(tmp_path, 7, export, average, Watch(), val_check_interval=3, check_val_every_n_epoch=None)
@@ -296,7 +331,7 @@ def trained(request, tmp_path):
 
 
 def test_predictor_reaches_a_stated_loss(trained, tmp_path):
-    """From log 16 = 2.77 nats a token to below 1.2 in 80 steps; the export makes samples like those of its condition."""
+    """From log 16 = 2.77 nats a token to below 1.2 in 80 steps; the export makes samples as its condition says."""
     dim, tokenizer, folder = trained
     torch.manual_seed(0)
     module = PredictorModule(
@@ -312,9 +347,9 @@ def test_predictor_reaches_a_stated_loss(trained, tmp_path):
     trainer = trainer_for(tmp_path, 80, Export(str(tmp_path / "out"), half=False), ExponentialAverage(0.9), record)
     trainer.fit(module, data, data)
     assert record.values[0]["train/loss"] > 2.4 and trainer.callback_metrics["val/loss"] < 1.2
-    scales = len(SCHEDULES[dim].split())
-    wanted = {f"{stage}/{what}_scale_{k}" for stage in ("train", "val") for what in ("loss", "accuracy") for k in range(scales)}
-    assert wanted <= set(trainer.callback_metrics)
+    for k in range(len(SCHEDULES[dim].split())):
+        names = {f"{stage}/{what}_scale_{k}" for stage in ("train", "val") for what in ("loss", "accuracy")}
+        assert names <= set(trainer.callback_metrics)
     assert all(torch.equal(tensor, module.frozen.state_dict()[name]) for name, tensor in frozen.items())
 
     generator = from_pretrained(tmp_path / "out")
@@ -324,6 +359,29 @@ def test_predictor_reaches_a_stated_loss(trained, tmp_path):
     real = torch.stack([waves.samples[waves.kind == kind].mean(0) for kind in range(4)])
     nearest = (samples[:, None] - real).flatten(2).square().mean(2).argmin(1)
     assert (nearest == torch.arange(4).repeat(4)).float().mean() >= 0.75
+
+
+def test_resumed_predictor_training_is_the_same_training(tmp_path):
+    quantizer = MultiScaleQuantizer(Schedule.parse(SCHEDULES[1]), 6, 16)
+    tokenizer = Tokenizer(Patches(1), quantizer).eval()
+    folder = str(save_pretrained(tokenizer, tmp_path / "tokenizer"))
+
+    def run(resume=None):
+        torch.manual_seed(0)
+        module = PredictorModule(
+            folder, {"kind": [0, 1, 2, 3]}, {"width": 16, "depth": 1, "heads": 2, "condition_dropout": 0.0}
+        )
+        average, record = ExponentialAverage(0.9), Record()
+        keep = ModelCheckpoint(tmp_path / "kept", "{step}", every_n_train_steps=4, save_top_k=-1)
+        data = DataLoader(Tokens(tokenizer, 1), 32)
+        trainer_for(tmp_path, 6, average, record, keep).fit(module, data, ckpt_path=resume)
+        return module, average, record
+
+    whole, whole_average, whole_record = run()
+    resumed, average, record = run(tmp_path / "kept" / "step=4.ckpt")
+    assert record.steps == [5, 6] and record.values == whole_record.values[4:]
+    assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
+    assert average._average_model.n_averaged == whole_average._average_model.n_averaged == 6
 
 
 def test_predictor_needs_fixed_sizes(tmp_path):
