@@ -15,8 +15,8 @@ class SpectrumLoss(nn.Module):
     """Compares log magnitudes that a spectral codec writes with those of the clip: no waveform is made.
 
     Four terms: mean |log magnitude| difference; mean |log10 mel| difference for several numbers of mel bands; spectral
-    convergence, which looks at the loud bins; and the error, in bins, of the frequencies written around each spectral
-    peak, weighted by the square root of its magnitude. All are taken as if the clip's peak were 0.9, so that quiet
+    convergence, which looks at the loud bins; and the error, in bins, of the frequency told at each of the clip's
+    spectral peaks, weighted by its magnitude. All are taken as if the clip's peak were 0.9, so that quiet
     clips count as much as loud ones and what lies below the evaluation's floor counts for nothing.
 
     Args:
@@ -43,11 +43,11 @@ class SpectrumLoss(nn.Module):
         self.register_buffer("bank", torch.cat(banks, 1), persistent=False)
         self.mel_floor, self.floor = mel_floor, floor
 
-    def forward(self, output: Tensor, offset: Tensor, target: Tensor, peak: Tensor) -> dict[str, Tensor]:
+    def forward(self, output: Tensor, correction: Tensor, target: Tensor, peak: Tensor) -> dict[str, Tensor]:
         """Named scalars.
 
         Args:
-            output, offset: (B, F, T) natural log magnitudes and frequency offsets that a codec wrote.
+            output, correction: (B, F, T) natural log magnitudes and frequency corrections that a codec wrote.
             target: (B, F, T) log magnitudes of the clip.
             peak: (B,) of the clip's waveform.
         """
@@ -60,18 +60,17 @@ class SpectrumLoss(nn.Module):
             "magnitude": (log[0] - log[1]).abs().mean(),
             "mel": (mel[0] - mel[1]).abs().mean(),
             "convergence": ((made - real).norm(dim=(1, 2)) / (real.norm(dim=(1, 2)) + 1e-2)).mean(),
-            "frequency": self._frequency_error(offset, target, real),
+            "frequency": self._frequency_error(output, correction, target, real),
         }
 
     @staticmethod
-    def _frequency_error(offset: Tensor, target: Tensor, real: Tensor) -> Tensor:
-        """Mean error in bins over the main lobes of the clip's peaks: two bins to either side."""
-        with torch.no_grad():
-            nearest = nearest_peak(target)
-            bins = torch.arange(target.shape[1], device=target.device)[None, :, None]
-            away = peak_frequency(target, nearest) - bins
-            weight = real.gather(1, nearest).sqrt() * ((nearest - bins).abs() <= 2)
-        return (weight * (offset - away).abs()).sum() / weight.sum().clamp_min(1e-6)
+    def _frequency_error(output: Tensor, correction: Tensor, target: Tensor, real: Tensor) -> Tensor:
+        """Mean error at the clip's peaks, in bins, larger for low ones: pitch is a ratio of frequencies."""
+        nearest = nearest_peak(target)
+        bins = torch.arange(target.shape[1], device=target.device)[None, :, None].expand_as(target)
+        weight = real * (nearest == bins) * (1 + 16 / (bins + 1))
+        error = peak_frequency(output, bins) + correction - peak_frequency(target, nearest)
+        return (weight * error.abs()).sum() / weight.sum().clamp_min(1e-6)
 
 
 class AudioObjective(nn.Module):

@@ -33,13 +33,13 @@ def peak_frequency(log_magnitude: Tensor, peak: Tensor) -> Tensor:
     """
     x, peak = log_magnitude.transpose(1, 2), peak.transpose(1, 2)  # (B, F, T) -> (B, T, F)
     left, top, right = x[..., :-2], x[..., 1:-1], x[..., 2:]
-    offset = (0.5 * (left - right)).div_((left - 2 * top + right).clamp_max_(-1e-6)).clamp_(-0.5, 0.5)
+    offset = (0.5 * (left - right)).div_((left - 2 * top + right).clamp_max_(-0.05)).clamp_(-1, 1)
     peak = peak.clamp(1, x.shape[2] - 2)
     return (peak + offset.gather(2, peak - 1)).transpose(1, 2)  # (B, T, F) -> (B, F, T)
 
 
 @torch.no_grad()
-def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, offset: Tensor | None = None) -> Tensor:
+def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, correction: Tensor | None = None) -> Tensor:
     """Phases that make a magnitude spectrogram sound: peaks turn, the bins around each stay locked to it.
 
     Every peak advances by its interpolated frequency; the bins of its main lobe keep the alternating signs that a Hann
@@ -49,8 +49,7 @@ def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, offset: Tensor 
     Args:
         log_magnitude: (B, F, T) float, natural log of STFT magnitudes with a Hann window, F = fft_size / 2 + 1.
         fft_size, hop: in samples.
-        offset: (B, F, T) float, what to add to each bin's number for the frequency, in bins, of the peak near it;
-            by default frequencies are interpolated from the magnitudes.
+        correction: (B, F, T) float, added to the interpolated frequency of a peak in that bin; in bins.
 
     Returns:
         (B, F, T) phases in radians, relative to the first sample of each frame.
@@ -58,7 +57,9 @@ def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, offset: Tensor 
     Shape notation: B batch, F frequency bins, T frames.
     """
     peak = nearest_peak(log_magnitude)
-    frequency = peak_frequency(log_magnitude, peak) if offset is None else peak + offset.gather(1, peak)
+    frequency = peak_frequency(log_magnitude, peak)
+    if correction is not None:
+        frequency = frequency + correction.gather(1, peak)
     bins = torch.arange(log_magnitude.shape[1], device=log_magnitude.device).view(1, -1, 1)
     lobe = math.pi * (bins - peak)  # neighbouring bins of a lobe have opposite signs
     turn = 2 * math.pi * hop / fft_size

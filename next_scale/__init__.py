@@ -1,1 +1,1 @@
-"""Coarse-to-fine prediction of token pyramids: schedules, multi-scale quantizers, predictors, in any number of dimensions."""
+"""Coarse-to-fine prediction of token pyramids: schedules, quantizers, predictors, in one or two dimensions."""

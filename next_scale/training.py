@@ -82,12 +82,13 @@ class ScheduledModule(L.LightningModule):
         steps = self.trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise UserError("the learning rate needs a length of training: set trainer.max_steps or trainer.max_epochs")
-        warmup = max(1, min(self.warmup, int(steps) // 2))
+        steps = max(1, int(steps) - after)
+        warmup = max(1, min(self.warmup, steps // 2))
 
         def share(step: int) -> float:
             if step < warmup:
                 return (step + 1) / warmup
-            done = min(1.0, (step - warmup) / max(1, int(steps) - warmup))
+            done = min(1.0, (step - warmup) / max(1, steps - warmup))
             return self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
         # a function of the step alone: a run resumed with another length follows that length's curve

@@ -52,10 +52,11 @@ class Trunk(nn.Module):
 class SpectralCodec(Codec):
     """Waveform -> latent -> waveform through magnitude spectra.
 
-    The encoder reads log magnitudes; the decoder writes them, and for every bin how far off its centre the sinusoid
-    near it lies. Phases are not transmitted but follow from both (:func:`audio_var.phase.locked_phase`), so training
-    needs no inverse STFT and no bits go into phase. The layout is that of Vocos (arXiv 2306.00814) with frequencies in
-    place of its phase output, as GANSynth (arXiv 1902.08710) found better for notes.
+    The encoder reads log magnitudes; the decoder writes them, and for every bin a small correction of the frequency
+    that the magnitudes around it tell. Phases are not transmitted but follow from both
+    (:func:`audio_var.phase.locked_phase`), so training needs no inverse STFT and no bits go into phase. The layout is
+    that of Vocos (arXiv 2306.00814) with frequencies in place of its phase output; GANSynth (arXiv 1902.08710) found
+    them better for notes.
 
     Args:
         sample_rate: of the waveforms, in Hz.
@@ -141,7 +142,7 @@ class SpectralCodec(Codec):
         return self.encoder(x.transpose(1, 2)).transpose(1, 2)
 
     def decode_spectrum(self, latent: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, T) -> log magnitudes (B, F, T) and frequency offsets (B, F, T) in bins."""
+        """(B, C, T) -> log magnitudes (B, F, T) and frequency corrections (B, F, T) in bins."""
         x = self.decoder.features(latent.transpose(1, 2))
         log_magnitude = self.decoder.leave(x).transpose(1, 2) * self.spread + self.center
         return log_magnitude.clamp_max(self.ceiling), self.frequency(x).transpose(1, 2)
@@ -150,12 +151,12 @@ class SpectralCodec(Codec):
         """(B, C, T) -> (B, 1, N), N = T * hop."""
         return self.synthesize(*self.decode_spectrum(latent))
 
-    def synthesize(self, log_magnitude: Tensor, offset: Tensor | None = None) -> Tensor:
-        """Log magnitudes (B, F, T) and frequency offsets (B, F, T), interpolated by default -> (B, 1, N).
+    def synthesize(self, log_magnitude: Tensor, correction: Tensor | None = None) -> Tensor:
+        """Log magnitudes (B, F, T) and frequency corrections (B, F, T), 0 by default -> (B, 1, N).
 
         Differentiable in the magnitudes; phases count as constants.
         """
-        phase = locked_phase(log_magnitude.detach(), self.fft_size, self.hop, offset)
+        phase = locked_phase(log_magnitude.detach(), self.fft_size, self.hop, correction)
         # the soft floor's inverse: what was silent comes out silent
         magnitude = (torch.exp(2 * log_magnitude) - self.floor**2).clamp_min(1e-12).sqrt()
         if self.polish:

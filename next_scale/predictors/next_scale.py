@@ -46,11 +46,11 @@ class NextScale(nn.Module):
             :class:`next_scale.transformer.Transformer`.
         condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
         codebook_head: logits of scale k are the dot products with output embeddings of its own codes, which
-            :meth:`start_from` sets to the codebook's entries; else one linear layer serves all scales (VAR, whose scales
+            :meth:`start_from` sets to the codebook's entries; else one linear layer serves all scales (VAR: its scales
             share one codebook). With a codebook a scale, neighbouring codes share what is learned about either.
         label_smoothing: of the training loss; the losses reported per scale are without.
-        scale_power: the training loss weights the mean of scale k by n_k ** scale_power: 1 is the mean over tokens (VAR),
-            0 the mean over scales. Below 1 the few coarse tokens, on which all else hangs, are learned sooner.
+        scale_power: the training loss weights the mean of scale k by n_k ** scale_power: 1 is the mean over tokens
+            (VAR), 0 the mean over scales. Below 1 the few coarse tokens, on which all else hangs, are learned sooner.
 
     Raises:
         UserError: `width` is not a multiple of `heads`.
@@ -90,14 +90,24 @@ class NextScale(nn.Module):
             "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
             "shared_modulation": shared_modulation, "qk_norm": qk_norm, "softmax_scale": softmax_scale,
             "dropout": dropout, "drop_path": drop_path, "condition_dropout": condition_dropout,
-            "field_dropout": field_dropout, "codebook_head": codebook_head, "label_smoothing": label_smoothing, "scale_power": scale_power,
+            "field_dropout": field_dropout, "codebook_head": codebook_head,
+            "label_smoothing": label_smoothing, "scale_power": scale_power,
         }  # fmt: skip
         self.codes = self.code_bias = None
         if codebook_head:
             self.codes = nn.Parameter(torch.randn(self.schedule.scales, codebook_size, latent_channels))
             self.code_bias = nn.Parameter(torch.zeros(self.schedule.scales, codebook_size))
         self.transformer = Transformer(
-            width, depth, heads, latent_channels if codebook_head else codebook_size, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path
+            width,
+            depth,
+            heads,
+            latent_channels if codebook_head else codebook_size,
+            mlp_ratio,
+            shared_modulation,
+            qk_norm,
+            softmax_scale,
+            dropout,
+            drop_path,
         )
         self.prefix = PrefixAttention(self.schedule.visible_end)
         self.word_embed = nn.Linear(latent_channels, width)
@@ -134,7 +144,9 @@ class NextScale(nn.Module):
         for k, codes in enumerate(self.codes):
             entries = quantizer.codebook(k).weight
             if entries.shape != codes.shape:
-                raise UserError("codebook_head needs codes as wide as the pyramid: leave the quantizer's code_channels out")
+                raise UserError(
+                    "codebook_head needs codes as wide as the pyramid: leave the quantizer's code_channels out"
+                )
             entries = entries - entries.mean(0)
             codes.copy_(entries / entries.square().mean().sqrt().clamp_min(1e-8))
 

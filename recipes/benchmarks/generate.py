@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -44,7 +45,11 @@ SECONDS = 25.0  # a measurement stops repeating after so long, however many runs
 
 @dataclass
 class Measure:
-    """One figure: the median of `runs` runs, the least and the greatest. A target is a limit on the median."""
+    """One figure: the median of `runs` runs, the least and the greatest. A target is a limit on the median.
+
+    `processor` is the median of the processor seconds that a run took, over all threads of this process: on a busy
+    machine it tells how long a run would take on a quiet one.
+    """
 
     name: str
     unit: str
@@ -52,6 +57,7 @@ class Measure:
     least: float
     greatest: float
     runs: int
+    processor: float | None = None
     target: float | None = None
     more_is_better: bool = False
 
@@ -142,25 +148,37 @@ def describe_machine(device: str) -> dict:
     return machine
 
 
-def timed(run: Callable[[], object], runs: int, warmup: int, device: torch.device) -> list[float]:
-    """Seconds of each of `runs` runs, fewer where they take long, after `warmup` that do not count."""
-    times: list[float] = []
+class Run(NamedTuple):
+    """Seconds on the wall clock, and of the processor."""
+
+    wall: float
+    processor: float
+
+
+def timed(run: Callable[[], object], runs: int, warmup: int, device: torch.device) -> list[Run]:
+    """Times of each of `runs` runs, fewer where they take long, after `warmup` that do not count."""
+    times: list[Run] = []
     began = time.perf_counter()
     for number in range(-warmup, runs):
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         run()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if number >= 0:
-            times.append(time.perf_counter() - start)
+            times.append(Run(time.perf_counter() - start, time.process_time() - busy))
             if time.perf_counter() - began > SECONDS and len(times) > 1:
                 break
     return times
 
 
-def summary(name: str, unit: str, values: list[float], **options) -> Measure:
-    """The median and the range of values."""
-    return Measure(name, unit, statistics.median(values), min(values), max(values), len(values), **options)
+def summary(name: str, unit: str, times: list[Run], amount: float | None = None, **options) -> Measure:
+    """Seconds a run; or, with an `amount` of something that a run makes, how much of it comes out in a second."""
+    values = [time.wall if amount is None else amount / time.wall for time in times]
+    processor = statistics.median(time.processor for time in times)
+    return Measure(
+        name, unit, statistics.median(values), min(values), max(values), len(values), processor,
+        more_is_better=amount is not None, **options,
+    )  # fmt: skip
 
 
 class Bench:
@@ -186,10 +204,9 @@ class Bench:
     def generate(self, name: str, batch: int, runs: int, target: float, real_time: bool = False) -> Measure:
         """Seconds a batch takes, or how many seconds of audio come out in a second."""
         times = timed(functools.partial(self.run, batch), runs, 2, self.device)
-        if not real_time:
-            return summary(name, "s", times, target=target)
-        rates = [batch * self.seconds / each for each in times]
-        return summary(name, "x", rates, target=target, more_is_better=True)
+        if real_time:
+            return summary(name, "x", times, batch * self.seconds, target=target)
+        return summary(name, "s", times, target=target)
 
     def shares(self, batch: int, runs: int) -> dict[str, float]:
         """Where the time of generation goes: mean milliseconds a batch, by part."""
@@ -197,8 +214,8 @@ class Bench:
         with ExitStack() as stack:
             for name, owner, attribute in self._parts():
                 stack.enter_context(self._watched(times, name, owner, attribute))
-            total = sum(timed(functools.partial(self.run, batch), runs, 0, self.device))
-        count = max(runs, 1)
+            runs_done = timed(functools.partial(self.run, batch), runs, 0, self.device)
+        total, count = sum(run.wall for run in runs_done), len(runs_done)
         parts = {name: 1000 * seconds / count for name, seconds in times.items()}
         return parts | {"everything else": 1000 * total / count - sum(parts.values())}
 
@@ -211,8 +228,8 @@ class Bench:
         yield "quantizer, between scales", tokenizer.quantizer, "step"
         yield "quantizer, last sum", tokenizer.quantizer, "decode"
         codec = tokenizer.autoencoder
-        if hasattr(codec, "decode_log_magnitude"):
-            yield "codec, network", codec, "decode_log_magnitude"
+        if hasattr(codec, "decode_spectrum"):
+            yield "codec, network", codec, "decode_spectrum"
             yield "codec, phase and inverse STFT", codec, "synthesize"
         else:
             yield "codec", codec, "decode"
@@ -254,7 +271,9 @@ def cold_start(checkpoint: str | None, device: str, threads: int | None) -> Meas
             cwd=Path(__file__).parents[2],
         )
         times = timed(run, 5, 1, torch.device("cpu"))
-    return summary("cold start: a whole `audio-var generate`", "s", times, target=10.0)
+    measure = summary("cold start: a whole `audio-var generate`", "s", times, target=10.0)
+    measure.processor = None  # it was another process
+    return measure
 
 
 def _recipe(name: str) -> dict:
@@ -278,8 +297,7 @@ def train_predictor(model: Generator, device: torch.device) -> Measure:
         optimizer.step()
         optimizer.zero_grad()
 
-    rates = [batch * length / each for each in timed(step, 6, 1, device)]
-    return summary(f"training the predictor, batch {batch}", "tokens/s", rates, more_is_better=True)
+    return summary(f"training the predictor, batch {batch}", "tokens/s", timed(step, 6, 1, device), batch * length)
 
 
 def train_tokenizer(model: Generator, device: torch.device) -> Measure:
@@ -288,7 +306,9 @@ def train_tokenizer(model: Generator, device: torch.device) -> Measure:
     batch = recipe["data"]["batch_size"]
     tokenizer = copy.deepcopy(model.tokenizer).train()
     codec = tokenizer.autoencoder
-    objective = AudioObjective(**recipe["model"]["objective"]["init_args"]).to(device)
+    weights = recipe["model"]["objective"]["init_args"]
+    fitting = {"sample_rate": codec.sample_rate} | ({"fft_size": codec.fft_size} if hasattr(codec, "fft_size") else {})
+    objective = AudioObjective(**weights | fitting).to(device)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=1e-5)
     samples = tokenizer.quantizer.schedule.grid[0] * codec.hop
     clips = 0.1 * torch.randn(batch, 1, samples, device=device)
@@ -300,8 +320,7 @@ def train_tokenizer(model: Generator, device: torch.device) -> Measure:
         optimizer.step()
         optimizer.zero_grad()
 
-    rates = [1 / each for each in timed(step, 8, 2, device)]
-    return summary(f"training the tokenizer, batch {batch}", "steps/s", rates, more_is_better=True)
+    return summary(f"training the tokenizer, batch {batch}", "steps/s", timed(step, 8, 2, device), 1)
 
 
 def figure(value: float, unit: str) -> str:
@@ -320,8 +339,10 @@ def write_page(results: dict, measures: list[Measure], command: str) -> str:
             target = f"{'at least' if measure.more_is_better else 'under'} {measure.target:g} {measure.unit}"
         spread = f"{figure(measure.least, '')}to {figure(measure.greatest, '')}"
         met = {None: "", True: "yes", False: "no"}[measure.met]
-        rows.append((measure.name, figure(measure.median, measure.unit), spread.strip(), measure.runs, target, met))
-    table = markdown_table(("", "median", "range", "runs", "target", "met"), rows)
+        busy = "" if measure.processor is None else figure(measure.processor, "s")
+        median = figure(measure.median, measure.unit)
+        rows.append((measure.name, median, spread.strip(), measure.runs, busy, target, met))
+    table = markdown_table(("", "median", "range", "runs", "processor time a run", "target", "met"), rows)
     shares = results["shares"]
     totals = {batch: sum(parts.values()) for batch, parts in shares.items()}
     names = list(dict.fromkeys(name for parts in shares.values() for name in parts))
@@ -341,7 +362,8 @@ def write_page(results: dict, measures: list[Measure], command: str) -> str:
 - model: {model["parameters"] / 1e6:.1f} million parameters, clips of {model["seconds"]:.3f} s; {sampling}
 
 {table}
-Medians of repeated runs after warm-up, on the wall clock. Training is forward, backward and optimizer, without logging.
+Medians of repeated runs after warm-up, on the wall clock; processor time is summed over threads. Training is forward,
+backward and optimizer, without logging.
 
 ## Where the time of generation goes
 

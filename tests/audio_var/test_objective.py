@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader
 from audio_var.codecs.seanet import SeanetCodec
 from audio_var.codecs.spectral import SpectralCodec
 from audio_var.objective import AudioObjective, SpectrumLoss
+from audio_var.phase import nearest_peak, peak_frequency
 from next_scale.errors import UserError
 from next_scale.training import TokenizerModule
 
@@ -33,19 +34,27 @@ def test_spectrum_loss_is_zero_for_equal_spectra_and_blind_to_level():
     codec, loss = spectral(), SpectrumLoss(16_000, 256)
     wave = clips()
     magnitude, peak = codec.log_magnitude(wave), wave.abs().amax((1, 2))
-    assert all(value == 0 for value in loss(magnitude, magnitude, peak).values())
-    terms = loss(magnitude + 0.5, magnitude, peak)
-    quiet = loss(magnitude - 2 + 0.5, magnitude - 2, peak * torch.exp(torch.tensor(-2.0)))
-    for name in ("magnitude", "mel", "convergence"):
+    nearest = nearest_peak(magnitude)
+    offset = peak_frequency(magnitude, nearest) - torch.arange(129)[:, None]  # what the clip itself would ask for
+    assert all(value == 0 for value in loss(magnitude, offset, magnitude, peak).values())
+    terms = loss(magnitude + 0.5, offset + 0.25, magnitude, peak)
+    torch.testing.assert_close(terms["frequency"], torch.tensor(0.25))
+    quiet = loss(magnitude - 2 + 0.5, offset + 0.25, magnitude - 2, peak * torch.exp(torch.tensor(-2.0)))
+    for name in ("magnitude", "mel", "convergence", "frequency"):
         assert terms[name] > 0.1
         torch.testing.assert_close(quiet[name], terms[name], rtol=1e-3, atol=1e-4)
-    assert all(value.isfinite() for value in loss(magnitude, magnitude - 9, torch.zeros(2)).values())  # silence
+    silence = loss(magnitude, offset, codec.log_magnitude(0 * wave), torch.zeros(2))
+    assert all(value.isfinite() for value in silence.values())
 
 
-@pytest.mark.parametrize("term", ["magnitude", "mel", "convergence", "waveform_mel", "waveform_stft"])
+TERMS = ("magnitude", "mel", "convergence", "frequency", "waveform_mel", "waveform_stft")
+
+
+@pytest.mark.parametrize("term", TERMS)
 def test_every_term_has_a_switch_and_a_gradient(term):
-    off = dict.fromkeys(("magnitude", "mel", "convergence", "waveform_mel", "waveform_stft"), 0.0)
+    off = dict.fromkeys(TERMS, 0.0)
     codec, wave = spectral(), clips()
+    torch.nn.init.normal_(codec.frequency.weight, std=0.1)  # it starts at zero, where no gradient gets through
     latent = codec.encode(wave).detach().requires_grad_()
     loss, terms = AudioObjective(fft_size=256, **(off | {term: 2.0}))(codec, wave, latent)
     torch.testing.assert_close(loss, 2 * terms[term])
@@ -56,13 +65,13 @@ def test_every_term_has_a_switch_and_a_gradient(term):
 
 
 def test_spectral_terms_need_a_codec_with_magnitudes():
-    with pytest.raises(UserError, match="magnitude, mel and convergence to 0"):
+    with pytest.raises(UserError, match="frequency to 0"):
         AudioObjective()(seanet(), clips(), torch.zeros(2, 4, 32))
 
 
 @pytest.mark.parametrize("build", [spectral, seanet])
 def test_adversarial_adds_the_judgement(build):
-    weights = {"magnitude": 0.0, "mel": 0.0, "convergence": 0.0, "waveform_mel": 1.0}
+    weights = {"magnitude": 0.0, "mel": 0.0, "convergence": 0.0, "frequency": 0.0, "waveform_mel": 1.0}
     codec, wave = build(), clips()
     objective = AudioObjective(fft_size=256, **weights, adversarial=0.5, features=2.0, discriminator_filters=2)
     latent = codec.encode(wave)
@@ -88,6 +97,7 @@ def test_adversarial_training_steps(build, tmp_path):
         magnitude=spectrum,
         mel=spectrum,
         convergence=spectrum,
+        frequency=spectrum,
         waveform_mel=1.0,
         adversarial=1.0,
         features=1.0,

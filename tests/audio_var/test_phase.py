@@ -41,6 +41,18 @@ def test_a_steady_sinusoid_keeps_frequency_and_level(frequency, cents):
     assert abs(20 * math.log10(level / heard(wave)[1])) < 0.5  # dB
 
 
+@pytest.mark.parametrize("frequency", [65.4, 442.5, 3013.7])
+def test_frequencies_may_be_told(frequency):
+    """Offsets from each bin's centre take the place of interpolation, also where magnitudes say nothing exact."""
+    wave = tone(frequency)
+    offset = frequency * 1024 / RATE - torch.arange(513.0)[None, :, None].expand(1, 513, 64)
+    made, level = heard(CODEC.synthesize(CODEC.log_magnitude(wave), offset))
+    assert abs(1200 * math.log2(made / frequency)) < (0.5 if frequency > 100 else 8)
+    assert abs(20 * math.log10(level / heard(wave)[1])) < 0.5
+    higher, _ = heard(CODEC.synthesize(CODEC.log_magnitude(wave), offset + 0.1))
+    assert abs(higher - made - 0.1 * RATE / 1024) < 0.2  # Hz
+
+
 @pytest.mark.parametrize("level", [1e-2, 0.9])
 def test_level_does_not_depend_on_loudness(level):
     wave = tone(440, level)

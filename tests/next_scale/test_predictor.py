@@ -44,7 +44,9 @@ def conditions(batch):
     return {name: torch.randint(-1, len(values), (batch,)) for name, values in SPEC.items()}
 
 
-@pytest.mark.parametrize("options", [{}, {"shared_modulation": True, "qk_norm": True, "scale_power": 0.5}, {"codebook_head": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"shared_modulation": True, "qk_norm": True, "scale_power": 0.5}, {"codebook_head": True}]
+)
 @pytest.mark.parametrize("schedule", ["1 2 4 8", "1x1 2x2 4x4"])
 def test_overfits_a_few_samples(schedule, options):
     """32 pyramids told apart by their condition: from log 16 = 2.77 to below 0.3 in some seconds."""
