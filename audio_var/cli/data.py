@@ -132,12 +132,17 @@ def _folder(folder: Path, args: argparse.Namespace) -> tuple[str, Counter, list[
     """Kind, (class, split) -> clips, and skipped files of a folder of audio files; every file is decoded."""
     from audio_var.data.folder import AudioFolder, split_of
 
-    logging.getLogger("audio_var.data.folder").setLevel(logging.ERROR)  # skipped files are listed here
-    data = AudioFolder(folder, args.sample_rate, args.clip_samples, "all")
-    with progress("reading", len(data)) as advance:
-        for index in range(len(data)):
-            data[index]
-            advance(1)
+    log = logging.getLogger("audio_var.data.folder")
+    level = log.level
+    log.setLevel(logging.ERROR)  # skipped files are listed here
+    try:
+        data = AudioFolder(folder, args.sample_rate, args.clip_samples, "all")
+        with progress("reading", len(data)) as advance:
+            for index in range(len(data)):
+                data[index]
+                advance(1)
+    finally:
+        log.setLevel(level)
     bad = {path for path, _ in data.skipped}
     labels = data.condition_spec["label"]
     counts = Counter(
