@@ -6,6 +6,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from audio_var.plots import spectrogram_figure
 from next_scale.training import PredictorModule, TokenizerModule
 
 
@@ -34,7 +35,10 @@ class AudioPreview(L.Callback):
         for name, clips, sample_rate in self._clips(module):
             for i, clip in enumerate(clips.cpu().clamp(-1, 1)):
                 logger.add_audio(f"{name}/{i}", clip, trainer.global_step, sample_rate)
-            logger.add_figure(f"{name}/spectrograms", _sheet(clips), trainer.global_step)
+            sheet = [(str(i), clip.cpu().numpy()) for i, clip in enumerate(clips[:, 0])]  # (n, 1, N) -> n x (N,)
+            logger.add_figure(
+                f"{name}/spectrograms", spectrogram_figure(sheet, sample_rate, len(sheet)), trainer.global_step
+            )
 
     @torch.no_grad()
     def _clips(self, module: L.LightningModule) -> list[tuple[str, Tensor, int]]:
@@ -54,15 +58,3 @@ class AudioPreview(L.Callback):
             clips, _ = module.model.generate(condition, list(seeds))
             return [("generated", clips, module.frozen.autoencoder.sample_rate)]
         return []
-
-
-def _sheet(clips: Tensor):
-    """A figure with one spectrogram a clip."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(2.4 * len(clips), 2.4), layout="constrained")
-    for axis, clip in zip(figure.subplots(1, len(clips), squeeze=False)[0], clips.cpu(), strict=True):
-        spectrum = torch.stft(clip[0], 1024, 256, window=torch.hann_window(1024), return_complex=True).abs()
-        axis.imshow(20 * torch.log10(spectrum + 1e-4), origin="lower", aspect="auto", vmin=-60, vmax=40)
-        axis.set_axis_off()
-    return figure

@@ -9,10 +9,14 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from next_scale.errors import UserError
+
+if TYPE_CHECKING:  # matplotlib takes a second to import: only what draws imports it
+    from matplotlib.figure import Figure
 
 SUFFIXES = (".png", ".pdf", ".svg")
 _LOWEST = 40.0  # Hz, the bottom of a picture
@@ -54,22 +58,33 @@ def log_spectrogram(samples: np.ndarray, sample_rate: int, rows: int = 160) -> n
     return (20 * np.log10(np.maximum(picture, 1e-6))).astype(np.float32)
 
 
-def spectrogram_sheet(
-    path: str | os.PathLike, clips: Sequence[tuple[str, np.ndarray]], sample_rate: int, columns: int | None = None
-) -> None:
-    """Draw the spectrograms of clips (title, samples (T,)) on one sheet, all on one scale of loudness.
-
-    Args:
-        path: a .png, .pdf or .svg file. columns: clips side by side; default a sheet about as wide as high.
-    """
+def new_figure(width: float, height: float) -> Figure:
+    """A matplotlib figure of this size in inches that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def spectrogram_sheet(
+    path: str | os.PathLike, clips: Sequence[tuple[str, np.ndarray]], sample_rate: int, columns: int | None = None
+) -> None:
+    """Write the sheet of :func:`spectrogram_figure` to a .png, .pdf or .svg file."""
     check_plot(path)
+    spectrogram_figure(clips, sample_rate, columns).savefig(path)
+
+
+def spectrogram_figure(clips: Sequence[tuple[str, np.ndarray]], sample_rate: int, columns: int | None = None) -> Figure:
+    """The spectrograms of clips (title, samples (T,)) on one sheet, all on one scale of loudness.
+
+    Args:
+        columns: clips side by side; default a sheet about as wide as high.
+    """
     columns = min(len(clips), columns or math.ceil(math.sqrt(len(clips))))
     lines = math.ceil(len(clips) / columns)
-    figure = Figure(figsize=(2.6 * columns + 1.2, 2.1 * lines + 0.6), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(2.6 * columns + 1.2, 2.1 * lines + 0.6)
     axes = figure.subplots(lines, columns, squeeze=False)
     pictures = [log_spectrogram(samples, sample_rate) for _, samples in clips]
     top = max(float(picture.max()) for picture in pictures)
@@ -102,4 +117,4 @@ def spectrogram_sheet(
             axis.tick_params(labelbottom=True)
     bar = figure.colorbar(image, ax=axes, label="dB", fraction=0.02)
     bar.ax.tick_params(labelsize=7)
-    figure.savefig(path)
+    return figure

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from next_scale.errors import UserError
-from next_scale.model import Generator
+from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors.next_scale import NextScale
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
@@ -34,7 +34,7 @@ def register_autoencoder(name: str, build: Callable[..., nn.Module]) -> None:
 
 
 def _config_of(model: nn.Module) -> dict:
-    tokenizer = model.tokenizer if isinstance(model, Generator) else model
+    tokenizer = tokenizer_of(model)
     config = {
         "format": FORMAT,
         "version": 1,
@@ -67,7 +67,6 @@ def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: tor
             save_file(state, Path(scratch, WEIGHTS), metadata={"config": config})
             Path(scratch, CONFIG).write_text(config + "\n")
             os.chmod(Path(scratch, WEIGHTS), Path(scratch, CONFIG).stat().st_mode)  # safetensors keeps others out
-            Path(scratch, WEIGHTS).chmod(0o644)  # safetensors writes files that only their owner can read
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch, name), folder / name)
     except (OSError, SafetensorError) as error:  # the latter where the disk is full

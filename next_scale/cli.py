@@ -191,9 +191,9 @@ def as_generator(model: Tokenizer | Generator, source: str | Path) -> Generator:
 
 def as_tokenizer(model: Tokenizer | Generator) -> Tokenizer:
     """The tokenizer of a model of either kind."""
-    from next_scale.model import Generator
+    from next_scale.model import tokenizer_of
 
-    return model.tokenizer if isinstance(model, Generator) else model
+    return tokenizer_of(model)
 
 
 # Sampling

@@ -55,6 +55,11 @@ class Generator(nn.Module):
         return torch.cat([self.tokenizer.decode(row) for row in tokens.split(1)]), tokens
 
 
+def tokenizer_of(model: Tokenizer | Generator) -> Tokenizer:
+    """The tokenizer of a model of either kind."""
+    return model.tokenizer if isinstance(model, Generator) else model
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
     """16 hex digits that name a tokenizer's weights: tokens mean something to the tokenizer that made them only."""
     digest = hashlib.sha256()

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from next_scale.checkpoint import from_pretrained
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
-from next_scale.model import Generator, fingerprint
+from next_scale.model import fingerprint, tokenizer_of
 from next_scale.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
@@ -105,8 +105,7 @@ class TokenDataModule(L.LightningDataModule):
         return self.source.condition_spec
 
     def prepare_data(self) -> None:
-        model = from_pretrained(self.checkpoint)
-        tokenizer = model.tokenizer if isinstance(model, Generator) else model
+        tokenizer = tokenizer_of(from_pretrained(self.checkpoint))
         name = f"{self.source.name}-{fingerprint(tokenizer)}" + (f"-x{self.passes}" if self.passes > 1 else "")
         self._folder = self.root / name
         for split in ("train", "validation", "test"):

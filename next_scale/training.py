@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from next_scale.checkpoint import from_pretrained, save_pretrained
 from next_scale.errors import UserError
-from next_scale.model import Generator
+from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors.next_scale import NextScale
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
@@ -149,7 +149,6 @@ class TokenizerModule(ScheduledModule):
         self.adversarial_after, self.clip = adversarial_after, clip
         self.automatic_optimization = objective.discriminator is None
         self._placed_at: int | None = None
-        self.save_hyperparameters({"quantize_after": quantize_after})
 
     @property
     def model(self) -> nn.Module:
@@ -296,8 +295,7 @@ class PredictorModule(ScheduledModule):
         final_lr: float = 0.02,
     ):
         super().__init__(lr, betas, weight_decay, warmup, final_lr)
-        loaded = from_pretrained(tokenizer)
-        self.frozen = loaded.tokenizer if isinstance(loaded, Generator) else loaded
+        self.frozen = tokenizer_of(from_pretrained(tokenizer))
         self.frozen.requires_grad_(False)
         quantizer = self.frozen.quantizer
         if not isinstance(quantizer.schedule, Schedule):

@@ -64,7 +64,7 @@ class SpectralCodec(Codec):
         latent_channels: C.
         width, expansion, kernel: of the ConvNeXt blocks.
         encoder_depth, decoder_depth: numbers of blocks.
-        polish: Griffin-Lim iterations after locking that make overlapping frames agree (arXiv: fast variant,
+        polish: Griffin-Lim iterations after locking that make overlapping frames agree (the fast variant,
             Perraudin et al., WASPAA 2013).
 
     Shape notation: B batch, C latent channels, F = fft_size / 2 + 1 bins, T frames, N samples.

@@ -36,13 +36,3 @@ def write_report(data: dict, text: str, json_path: Path, markdown_path: Path) ->
     """Write the figures as JSON and the page as Markdown."""
     json_path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     markdown_path.write_text(text, encoding="utf-8")
-
-
-def new_figure(width: float, height: float):
-    """A matplotlib figure that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -15,8 +15,8 @@ from torch import Tensor
 from audio_var.data.notes import Notes
 from audio_var.evaluator import Evaluator, Judgement
 from audio_var.io import write_audio
-from audio_var.plots import spectrogram_sheet
-from audio_var.reports import draw, markdown_table, new_figure, number, percent, write_report
+from audio_var.plots import new_figure, spectrogram_sheet
+from audio_var.reports import draw, markdown_table, number, percent, write_report
 from audio_var.reports.tokenizer import check_tokenizer, decode, encode
 from next_scale.cli import Outputs, condition_stem, progress, sample_seed
 from next_scale.errors import UserError

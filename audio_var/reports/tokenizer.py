@@ -24,8 +24,8 @@ from audio_var.metrics import (
     si_sdr,
     visqol,
 )
-from audio_var.plots import spectrogram_sheet
-from audio_var.reports import draw, markdown_table, new_figure, number, percent, write_report
+from audio_var.plots import new_figure, spectrogram_sheet
+from audio_var.reports import draw, markdown_table, number, percent, write_report
 from next_scale.cli import Outputs, condition_stem, progress
 from next_scale.errors import UserError
 from next_scale.metrics import ScaleUsage, codebook_usage
