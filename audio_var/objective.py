@@ -68,8 +68,11 @@ class SpectrumLoss(nn.Module):
         """Mean error at the clip's peaks, in bins, larger for low ones: pitch is a ratio of frequencies."""
         nearest = nearest_peak(target)
         bins = torch.arange(target.shape[1], device=target.device)[None, :, None].expand_as(target)
-        weight = real * (nearest == bins) * (1 + 16 / (bins + 1))
-        error = peak_frequency(output, bins) + correction - peak_frequency(target, nearest)
+        weight = real * (nearest == bins) * (1 + 64 / (bins + 1))
+        # the peak that synthesis will turn there, or, where the codec wrote none in reach, the bin itself
+        made = nearest_peak(output.detach())
+        made = torch.where((made - bins).abs() <= 2, made, bins)
+        error = peak_frequency(output, made) + correction.gather(1, made) - peak_frequency(target, nearest)
         return (weight * error.abs()).sum() / weight.sum().clamp_min(1e-6)
 
 

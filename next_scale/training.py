@@ -111,6 +111,7 @@ class TokenizerModule(ScheduledModule):
             ``fake`` added, and ``discriminator_loss(x, fake)``.
         schedule: scales, such as ``"1 2 4 8"`` or ``"1x1 2x2"``.
         quantizer: further arguments of :class:`next_scale.quantizer.MultiScaleQuantizer`.
+        start_from: checkpoint of a tokenizer of the same sizes, whose weights this training starts from.
         quantize_after: steps before the quantizer starts.
         start_samples: samples whose latents place the codebooks.
         settle_at: step from which only the decoder trains; None never.
@@ -126,6 +127,7 @@ class TokenizerModule(ScheduledModule):
         objective: nn.Module,
         schedule: str,
         quantizer: Options | None = None,
+        start_from: str | None = None,
         quantize_after: int = 500,
         start_samples: int = 2048,
         settle_at: int | None = None,
@@ -143,12 +145,22 @@ class TokenizerModule(ScheduledModule):
             raise UserError(f"settle_at {settle_at} must come after quantize_after {quantize_after}")
         quantizer = MultiScaleQuantizer(Schedule.parse(schedule), autoencoder.latent_channels, **(quantizer or {}))
         self.tokenizer = Tokenizer(autoencoder, quantizer)
+        if start_from is not None:
+            self._start_from(start_from)
         self.objective = objective
         self.quantize_after, self.start_samples = quantize_after, start_samples
         self.settle_at, self.settle_samples = settle_at, settle_samples
         self.adversarial_after, self.clip = adversarial_after, clip
         self.automatic_optimization = objective.discriminator is None
         self._placed_at: int | None = None
+
+    def _start_from(self, source: str) -> None:
+        weights = tokenizer_of(from_pretrained(source)).state_dict()
+        try:
+            self.tokenizer.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"cannot start from {source}, a tokenizer of other sizes: {reason}") from error
 
     @property
     def model(self) -> nn.Module:

@@ -7,7 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_var.codecs.base import Codec
+from audio_var.harmonics import tune_harmonics
 from audio_var.phase import locked_phase
+from next_scale.errors import UserError
 
 
 class ConvNeXtBlock(nn.Module):
@@ -66,6 +68,11 @@ class SpectralCodec(Codec):
         encoder_depth, decoder_depth: numbers of blocks.
         polish: Griffin-Lim iterations after locking that make overlapping frames agree (the fast variant,
             Perraudin et al., WASPAA 2013).
+        fundamentals: lowest and highest, in Hz, of single notes, whose partials the decoder puts in tune with each
+            other (:func:`audio_var.harmonics.tune_harmonics`); None, for any other sound, leaves them as written.
+
+    Raises:
+        UserError: `fundamentals` that are not two rising frequencies above 0.
 
     Shape notation: B batch, C latent channels, F = fft_size / 2 + 1 bins, T frames, N samples.
     """
@@ -87,6 +94,7 @@ class SpectralCodec(Codec):
         encoder_depth: int = 4,
         decoder_depth: int = 6,
         polish: int = 0,
+        fundamentals: tuple[float, float] | None = None,
     ):
         super().__init__(sample_rate=sample_rate, hop=hop, latent_channels=latent_channels)
         self.config = {
@@ -100,8 +108,11 @@ class SpectralCodec(Codec):
             "encoder_depth": encoder_depth,
             "decoder_depth": decoder_depth,
             "polish": polish,
+            "fundamentals": None if fundamentals is None else list(fundamentals),
         }
-        self.fft_size, self.polish = fft_size, polish
+        if fundamentals is not None and not 0 < fundamentals[0] < fundamentals[1]:
+            raise UserError(f"fundamentals must be two rising frequencies in Hz, got {list(fundamentals)}")
+        self.fft_size, self.polish, self.fundamentals = fft_size, polish, fundamentals
         bins = fft_size // 2 + 1
         self.encoder = Trunk(bins, latent_channels, width, encoder_depth, expansion, kernel)
         self.decoder = Trunk(latent_channels, bins, width, decoder_depth, expansion, kernel)
@@ -156,6 +167,10 @@ class SpectralCodec(Codec):
 
         Differentiable in the magnitudes; phases count as constants.
         """
+        if self.fundamentals is not None:
+            correction = torch.zeros_like(log_magnitude) if correction is None else correction
+            low, high = (f * self.fft_size / self.sample_rate for f in self.fundamentals)  # Hz to bins
+            correction = tune_harmonics(log_magnitude, correction, low, high)
         phase = locked_phase(log_magnitude.detach(), self.fft_size, self.hop, correction)
         # the soft floor's inverse: what was silent comes out silent
         magnitude = (torch.exp(2 * log_magnitude) - self.floor**2).clamp_min(1e-12).sqrt()
