@@ -21,7 +21,7 @@ sample: install
 test: install
 	python -m pytest
 
-# The recipes in miniature, on the demo notes that ship: each must lower its loss by the amount it states.
+# The recipes in miniature, on the demo data that ships: each must lower its loss by the amount it states.
 debug: install
 	python -m recipes.check_debug
 

@@ -6,23 +6,19 @@ training notes, and shipped, so that figures of different models compare.
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from audio_var.losses import MEL_FLOOR, MelSpectrum
 from audio_var.pitch import refine_pitch
-from next_scale.checkpoint import CONFIG, WEIGHTS
 from next_scale.errors import UserError
+from next_scale.judge import load_judge, save_judge
 from next_scale.training import ScheduledModule
 
 SHIPPED = Path(__file__).parent / "models" / "evaluator"
@@ -173,34 +169,12 @@ class Evaluator(nn.Module):
 
 def save_evaluator(model: Evaluator, folder: str | os.PathLike) -> None:
     """Writes ``model.safetensors`` (float16) and ``config.json``. Raises UserError where that fails."""
-    folder = Path(folder)
-    config = {"format": FORMAT, "version": 1, **model.config}
-    state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            Path(scratch, WEIGHTS).write_bytes(save({name: value.cpu().contiguous() for name, value in state.items()}))
-            Path(scratch, CONFIG).write_text(json.dumps(config) + "\n")
-            for name in (WEIGHTS, CONFIG):
-                os.replace(Path(scratch, name), folder / name)
-    except OSError as error:
-        raise UserError(f"cannot write the evaluator to {folder}: {error.strerror or error}") from error
+    save_judge(model, folder, FORMAT)
 
 
 def load_evaluator(folder: str | os.PathLike = SHIPPED) -> Evaluator:
     """The evaluator of a folder, by default the shipped one, in eval mode. Raises UserError where it is not whole."""
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if (config.pop("format"), config.pop("version")) != (FORMAT, 1):
-            raise ValueError("another format")
-        model = Evaluator(**config)
-        state = load_file(folder / WEIGHTS)
-        model.load_state_dict({name: state[name].to(value.dtype) for name, value in model.state_dict().items()})
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} holds no evaluator ({reason}): train one with audio-var fit evaluator") from error
-    return model.eval()
+    return load_judge(Evaluator, folder, FORMAT, "audio-var")
 
 
 def degrade(waveform: Tensor) -> Tensor:

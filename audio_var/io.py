@@ -5,12 +5,12 @@ Shape notation: T samples, C channels.
 
 import io
 import os
-import uuid
 from pathlib import Path
 
 import numpy as np
 
 from next_scale.errors import UserError
+from next_scale.files import check_readable, write_whole
 
 FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 _BLOCK = 1 << 16
@@ -21,20 +21,9 @@ def check_audio(path: str | os.PathLike, max_seconds: float | None = None):
     import soundfile
 
     path = Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name an audio file in it")
-    if not path.exists():
-        raise UserError(f"there is no file {path}: check the path")
-    if not path.is_file():
-        raise UserError(f"{path} is not a regular file: give an audio file")
+    check_readable(path, "an audio file", "record or copy it again")
     try:
-        if path.stat().st_size == 0:
-            raise UserError(f"{path} is empty (0 bytes): record or copy it again")
-        with path.open("rb"):
-            pass
         info = soundfile.info(str(path))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except (soundfile.SoundFileError, TypeError) as error:  # TypeError: headerless raw samples
         raise UserError(f"{path} is no readable audio file ({_reason(error)}): convert it to wav or flac") from error
     if info.channels > 2:
@@ -101,17 +90,12 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) 
     import soundfile
 
     path = Path(path)
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"cannot write {path.name}: end the name in {', '.join(FORMATS)}")
+    check_name(path)
     samples = np.asarray(samples, dtype=np.float32)
     if samples.ndim != 1 or not len(samples):
         raise UserError(f"cannot write {path.name}: expected samples of shape (T,), got {samples.shape}")
     if not np.isfinite(samples).all():
         raise UserError(f"cannot write {path.name}: its samples are not finite numbers (NaN or infinity)")
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: name a file to write")
-    if not path.parent.is_dir():
-        raise UserError(f"there is no folder {path.parent}: create it or write elsewhere")
     samples = samples.clip(-1, 1)
     container, subtype = FORMATS[path.suffix.lower()]
     options = {"compression_level": 1.0} if container == "FLAC" else {}  # smallest, and lossless all the same
@@ -123,19 +107,13 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) 
                 file.write(samples[start : start + _BLOCK])
     except soundfile.SoundFileError as error:
         raise UserError(f"cannot write {path.name} at {sample_rate} Hz ({_reason(error)}): use .wav") from error
-    partial = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        try:
-            with partial.open("xb") as file:
-                file.write(encoded.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+    write_whole(path, encoded.getbuffer())
+
+
+def check_name(path: str | os.PathLike) -> None:
+    """Raise UserError where no audio file can be written under this name."""
+    if Path(path).suffix.lower() not in FORMATS:
+        raise UserError(f"cannot write {path}: end the name in {', '.join(FORMATS)}")
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from next_scale.errors import UserError
+from next_scale.figure import new_figure
 
 if TYPE_CHECKING:  # matplotlib takes a second to import: only what draws imports it
     from matplotlib.figure import Figure
@@ -56,16 +57,6 @@ def log_spectrogram(samples: np.ndarray, sample_rate: int, rows: int = 160) -> n
         if low < high:  # a row that spans whole bins shows the loudest, so that no partial falls between two rows
             picture[row] = np.maximum(picture[row], magnitude[low:high].max(0))
     return (20 * np.log10(np.maximum(picture, 1e-6))).astype(np.float32)
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A matplotlib figure of this size in inches that needs no display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def spectrogram_sheet(

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from next_scale.packed import PackedLinear, pack_linear
+
 BLOCK = 64  # short runs of queries share one masked call of at most this many; measured fastest on two CPU cores
 
 
@@ -105,6 +107,10 @@ class KVCache:
         values[:, self.end : stop] = v
         return keys[:, :stop], values[:, :stop]
 
+    def keep(self, batch: int) -> None:
+        """Go on with the first `batch` sequences only."""
+        self.store = self.store[:, :, :batch]
+
     def advance(self, count: int) -> None:
         """Every layer has appended `count` tokens: the next step starts after them."""
         self.end += count
@@ -144,8 +150,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """(B, L, D) -> (B, L, D). With `cache` the tokens see all cached ones and each other; else `prefix` decides."""
         B, L, D = x.shape
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = F.linear(x, self.qkv.weight, bias)
+        packed = isinstance(self.qkv, PackedLinear)
+        qkv = self.qkv(x) if packed else F.linear(x, self.qkv.weight, self._bias())
         q, k, v = (part.view(B, L, self.heads, -1) for part in qkv.chunk(3, dim=-1))  # (B, L, 3 D) -> 3 x (B, L, H, d)
         if self.log_scale is not None:
             q = F.normalize(q, dim=-1) * self.log_scale.clamp(max=math.log(100.0)).exp()
@@ -158,3 +164,12 @@ class Attention(nn.Module):
         else:
             out = prefix(q, k, v, self.softmax_scale, dropout)
         return F.dropout(self.proj(out.flatten(2)), self.dropout, self.training)  # (B, L, H, d) -> (B, L, D)
+
+    def _bias(self) -> Tensor:
+        """Of q, k and v: (3 D,)."""
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def pack(self, int8: bool = False) -> None:
+        """Keep weights for generation only, see :func:`next_scale.packed.pack_linear`."""
+        self.qkv = pack_linear(self.qkv, int8, bias=self._bias())
+        self.proj = pack_linear(self.proj, int8)

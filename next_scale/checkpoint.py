@@ -88,6 +88,20 @@ def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> T
     return model.eval().to(device)
 
 
+def autoencoder_name(source: str | Path) -> str:
+    """Name of a checkpoint's autoencoder, from the header of the file alone.
+
+    Raises:
+        UserError: nothing there, not a checkpoint of ours, truncated, or a configuration without a name.
+    """
+    path = _locate(source)
+    config, _ = _read(path, tensors=False)
+    try:
+        return str(config["autoencoder"]["name"])
+    except (KeyError, TypeError) as error:
+        raise _unbuildable(path, error) from error
+
+
 def _locate(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
@@ -110,11 +124,11 @@ def _locate(source: str | Path) -> Path:
         raise UserError(f"no folder {source} here, and the hub did not give it: {reason}") from error
 
 
-def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
+def _read(path: Path, tensors: bool = True) -> tuple[dict, dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+            state = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {str(error).splitlines()[0]}") from error
     try:
@@ -141,7 +155,11 @@ def _build(config: dict, path: Path) -> Tokenizer | Generator:
         predictor = NextScale.from_config(config["predictor"])
         return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} has a configuration that does not build a model: {error!r}") from error
+        raise _unbuildable(path, error) from error
+
+
+def _unbuildable(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} has a configuration that does not build a model: {error!r}")
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:

@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from next_scale.errors import UserError
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only what computes imports i
     from next_scale.tokenizer import Tokenizer
 
 MOST_SAMPLES = 100_000  # that one command makes
+DEFAULT = "the model that comes with the package"  # what commands use where no checkpoint is named
 
 
 # Programs
@@ -139,8 +141,13 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
 # Models
 
 
-def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
-    """``--checkpoint``, ``--device`` and ``--batch-size``; `default` says which checkpoint is used without."""
+def add_model_options(parser: argparse.ArgumentParser, default: str = DEFAULT, batched: bool = True) -> None:
+    """``--checkpoint``, ``--device`` and ``--batch-size``.
+
+    Args:
+        default: says which checkpoint is used without the option.
+        batched: whether there may be several samples to compute at once; else there is no ``--batch-size``.
+    """
     group = parser.add_argument_group("model")
     group.add_argument(
         "--checkpoint", metavar="PATH", help=f"folder, .safetensors file, or hub id owner/name (default: {default})"
@@ -148,9 +155,16 @@ def add_model_options(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: auto, a GPU where there is one)"
     )
-    group.add_argument(
-        "--batch-size", type=whole_number(1), default=16, metavar="N", help="computed at once (default: %(default)s)"
-    )
+    if batched:
+        group.add_argument(
+            "--batch-size",
+            type=whole_number(1),
+            default=16,
+            metavar="N",
+            help="computed at once (default: %(default)s)",
+        )
+    else:
+        parser.set_defaults(batch_size=1)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -172,12 +186,40 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_model(source: str | Path, device: str) -> Tokenizer | Generator:
-    """Load a checkpoint onto the device of that name. Raises UserError where either does not work."""
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would be many lines, ours is one
-    from next_scale.checkpoint import from_pretrained
+def shipped_or(given: str | None, shipped: Path, recipe: str) -> str:
+    """The checkpoint that was given, or the shipped one.
 
-    return from_pretrained(source, resolve_device(device))
+    Raises:
+        UserError: neither is there; the message names the recipe to train one by.
+    """
+    if given is not None:
+        return given
+    if not (shipped / "model.safetensors").is_file():
+        raise UserError(
+            f"no model came with this installation ({shipped} is missing); train one as {recipe} says and name it "
+            "with --checkpoint"
+        )
+    return str(shipped)
+
+
+def load_model(
+    source: str | Path, device: str, elsewhere: Mapping[str, str] = MappingProxyType({})
+) -> Tokenizer | Generator:
+    """Load a checkpoint onto the device of that name.
+
+    Args:
+        elsewhere: autoencoder -> the program that its checkpoints are for, where that is another one.
+
+    Raises:
+        UserError: either does not work, or the checkpoint is for another program.
+    """
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries would be many lines, ours is one
+    from next_scale.checkpoint import autoencoder_name, from_pretrained
+
+    place = resolve_device(device)
+    if program := elsewhere.get(autoencoder_name(source)):
+        raise UserError(f"{source} is a checkpoint for {program}; use {program}, or name another checkpoint")
+    return from_pretrained(source, place)
 
 
 def as_generator(model: Tokenizer | Generator, source: str | Path) -> Generator:
@@ -209,9 +251,26 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="let guidance grow from 0 at the coarsest scale to T at the finest, or use T throughout",
     )
+    group.add_argument(
+        "--cfg-scales", type=int, metavar="N", help="guide the N coarsest scales only, which is faster; 0 is all"
+    )
     group.add_argument("--temperature", type=float, metavar="X", help="above 1 more varied, 0 the most likely token")
     group.add_argument("--top-k", type=int, metavar="K", help="draw among the K most likely tokens; 0 is all")
     group.add_argument("--top-p", type=float, metavar="P", help="draw among tokens of joint probability P; 0 is all")
+    group.add_argument(
+        "--smooth",
+        action=argparse.BooleanOptionalAction,
+        help="mix codes instead of drawing one, the less the finer the scale: smoother to the eye, less varied",
+    )
+
+
+def add_int8_option(parser: argparse.ArgumentParser) -> None:
+    """``--int8``, for :meth:`next_scale.model.Generator.pack`."""
+    parser.add_argument(
+        "--int8",
+        action="store_true",
+        help="compute in 8-bit integers: on the CPU faster and in less memory, at the cost of slightly other results",
+    )
 
 
 def sampling_options(args: argparse.Namespace, base: SamplingOptions) -> SamplingOptions:
@@ -231,7 +290,7 @@ def sample_seed(seed: int, index: int) -> int:
 def add_condition_options(parser: argparse.ArgumentParser, fields: Mapping[str, str]) -> None:
     """An option a field (name -> help), and ``--condition FIELD=VALUE`` for fields that only a checkpoint knows."""
     group = parser.add_argument_group(
-        "conditions", "Each may be left out, or given several values: --label flute brass, --label flute,brass"
+        "conditions", "Each may be left out, or given several values: --FIELD A B, or --FIELD A,B"
     )
     for name, text in fields.items():
         group.add_argument(f"--{name}", nargs="+", action="extend", default=[], metavar=name.upper(), help=text)
@@ -297,10 +356,13 @@ def condition_values(spec: ConditionSpec, condition: Mapping[str, int]) -> dict[
 
 
 def condition_stem(spec: ConditionSpec, condition: Mapping[str, int]) -> str:
-    """A file name that tells a condition, ``flute_p060_v080``: names as they are, numbers after the field's initial."""
+    """A file name that tells a condition, ``flute_p060_v080``: names as they are, numbers after the field's initial.
+
+    Where there is one field only, its numbers follow its name: ``label207``.
+    """
     from next_scale.condition import is_numeric
 
-    initials = [name[:1] for name in spec if is_numeric(spec[name])]
+    initials = [name[:1] for name in spec if is_numeric(spec[name])] if len(spec) > 1 else []
     parts = []
     for name, value in condition_values(spec, condition).items():
         if isinstance(value, str):

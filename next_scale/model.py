@@ -35,24 +35,48 @@ class Generator(nn.Module):
         """Fields and values that the model can be asked for."""
         return self.predictor.conditioner.spec
 
+    def pack(self, int8: bool = False) -> Generator:
+        """Arrange the weights for fast generation on the CPU; training and saving are no longer possible.
+
+        Args:
+            int8: the predictor's as 8-bit integers, see :meth:`next_scale.transformer.Transformer.pack`.
+
+        Returns:
+            This model.
+
+        Raises:
+            UserError: 8-bit integers do not work here.
+        """
+        self.predictor.transformer.pack(int8)
+        return self
+
     @torch.inference_mode()
     def generate(
-        self, condition: dict[str, Tensor], seeds: Sequence[int], sampling: SamplingOptions | None = None
+        self,
+        condition: dict[str, Tensor],
+        seeds: Sequence[int],
+        sampling: SamplingOptions | None = None,
+        known: Tensor | None = None,
+        forced: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw one sample a seed.
 
         Args:
             condition: field -> (B,) int64 indices, -1 where not given.
             seeds: B integers; a sample depends on its own seed and condition only.
+            known, forced: tokens (B, L) int64 to keep and where, (B, L) bool, to change a part of something that
+                exists, see :meth:`next_scale.predictors.next_scale.NextScale.generate`.
 
         Returns:
-            Decoded samples (B, ...) and their tokens (B, L) int64.
+            Decoded samples (B, ...) and their tokens (B, L) int64. With `sampling.smooth` the samples are decoded from
+            mixtures of codes, of which the tokens are only the heaviest.
         """
-        tokens = self.predictor.generate(
-            self.tokenizer.quantizer, condition, len(seeds), sampling or self.sampling, seeds=seeds
-        )
+        drawn = self.predictor.generate(
+            self.tokenizer.quantizer, condition, len(seeds), sampling or self.sampling,
+            seeds=seeds, known=known, forced=forced,
+        )  # fmt: skip
         # One at a time: matrix products round differently in a batch, and a decoder may amplify that.
-        return torch.cat([self.tokenizer.decode(row) for row in tokens.split(1)]), tokens
+        return torch.cat([self.tokenizer.autoencoder.decode(row) for row in drawn.latent.split(1)]), drawn.tokens
 
 
 def tokenizer_of(model: Tokenizer | Generator) -> Tokenizer:

@@ -201,9 +201,11 @@ class MultiScaleQuantizer(nn.Module):
             vectors = self.code_in[k](vectors)
         return vectors, self.codebook(k).nearest(vectors)
 
-    def _contribution(self, tokens: Tensor, k: int, size: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
-        """What scale k adds to the latent: tokens (B, n_k) -> (B, C, *grid)."""
-        codes = self.codebook(k)(tokens)
+    def _contribution(
+        self, tokens: Tensor, k: int, size: tuple[int, ...], grid: tuple[int, ...], weights: Tensor | None = None
+    ) -> Tensor:
+        """What scale k adds to the latent: tokens (B, n_k) -> (B, C, *grid); a mixture with `weights` (B, n_k, V)."""
+        codes = self.codebook(k)(tokens) if weights is None else weights @ self.codebook(k).weight
         if self.code_channels:
             codes = self.code_out[k](codes)
         codes = codes.transpose(1, 2).unflatten(2, size)  # (B, n_k, C) -> (B, C, *size)
@@ -312,18 +314,21 @@ class MultiScaleQuantizer(nn.Module):
         weight = self.codebooks[0].weight
         return weight.new_zeros(batch, self.channels, *(grid or self._schedule_of(None).grid))
 
-    def step(self, latent: Tensor, tokens: Tensor, k: int) -> tuple[Tensor, Tensor | None]:
+    def step(
+        self, latent: Tensor, tokens: Tensor, k: int, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Add scale k to the sum so far and show it at the next scale's size.
 
         Args:
             latent: (B, channels, *grid) sum of the scales before k, as :meth:`initial_latent` starts it.
             tokens: (B, n_k) int64.
+            weights: (B, n_k, V) of all codes, to add their mixture in place of the tokens' own codes.
 
         Returns:
             The sum with scale k, and the next scale's input (B, n_{k+1}, channels), None after the last scale.
         """
         schedule = self.schedule_at(tuple(latent.shape[2:]))
-        latent = latent + self._contribution(tokens, k, schedule.sizes[k], schedule.grid)
+        latent = latent + self._contribution(tokens, k, schedule.sizes[k], schedule.grid, weights)
         if k + 1 == schedule.scales:
             return latent, None
         shown = downsample(latent, schedule.sizes[k + 1])

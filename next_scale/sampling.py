@@ -25,6 +25,9 @@ class SamplingOptions:
         temperature: divides the logits. 0, or below 1e-6, takes the most likely code.
         top_k: draw among the k most likely codes. 0 is all.
         top_p: of those, draw among the most likely that together hold this much probability. 0 or 1 is all.
+        smooth: what a scale hands on is not the drawn codes but a mixture of the kept ones, see :func:`soften` (VAR's
+            `more_smooth`). Nothing is drawn at temperature 0, where it changes nothing.
+        cfg_scales: guide the first so many scales only; the rest need half the work. 0 is all.
 
     Raises:
         UserError: a value out of its range.
@@ -35,6 +38,8 @@ class SamplingOptions:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 0.0
+    smooth: bool = False
+    cfg_scales: int = 0
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -44,16 +49,23 @@ class SamplingOptions:
         ):
             if not 0 <= value <= most:
                 raise UserError(f"{name} must be from 0 to {most}, got {value}")
-        if not self.top_k >= 0 or self.top_k != int(self.top_k):
-            raise UserError(f"top-k must be a whole number, 0 or more, got {self.top_k}")
+        for name, value in (("top-k", self.top_k), ("cfg-scales", self.cfg_scales)):
+            if not value >= 0 or value != int(value):
+                raise UserError(f"{name} must be a whole number, 0 or more, got {value}")
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely code is taken and nothing is drawn."""
         return self.temperature < 1e-6
 
+    def guided(self, k: int) -> bool:
+        """Whether scale k is guided, so that it needs logits without condition too."""
+        return self.cfg > 0 and (self.cfg_scales == 0 or k < self.cfg_scales)
+
     def strength(self, k: int, scales: int) -> float:
         """Guidance strength t at scale k of `scales`."""
+        if not self.guided(k):
+            return 0.0
         return self.cfg * k / (scales - 1) if self.cfg_ramp and scales > 1 else self.cfg
 
 
@@ -87,10 +99,12 @@ class Draw(NamedTuple):
     """tokens: (B, n) int64. sure: (B, n) bool, changing every logit by up to half the tolerance keeps the token."""
 
     tokens: Tensor
-    sure: Tensor
+    sure: Tensor | None
 
 
-def sample(logits: Tensor, options: SamplingOptions, noise: Tensor | None = None, tolerance: float = 0.0) -> Draw:
+def sample(
+    logits: Tensor, options: SamplingOptions, noise: Tensor | None = None, tolerance: float | None = None
+) -> Draw:
     """Draw a token from every row of logits: the greatest of logit + Gumbel noise among the codes that are kept.
 
     Top-k keeps the values not below the k-th greatest. Of these, top-p drops from the least likely upwards while the
@@ -100,7 +114,7 @@ def sample(logits: Tensor, options: SamplingOptions, noise: Tensor | None = None
         logits: (B, n, V).
         options: temperature, top_k and top_p are used here; guidance comes before (:func:`guide`).
         noise: (B, n, V) standard Gumbel; not needed at temperature 0.
-        tolerance: how close a call must be, in logits, for `sure` to be false.
+        tolerance: how close a call must be, in logits, for `sure` to be false; None leaves `sure` None.
 
     Raises:
         ValueError: no noise at a temperature above 0.
@@ -113,20 +127,59 @@ def sample(logits: Tensor, options: SamplingOptions, noise: Tensor | None = None
     if noise is None:
         raise ValueError("drawing at a temperature above 0 needs noise")
     z = z / options.temperature
-    tolerance = tolerance / options.temperature
-    if not 0 < options.top_k < z.shape[-1] and not 0 < options.top_p < 1:
+    tolerance = None if tolerance is None else tolerance / options.temperature
+    if not _filtered(options, z.shape[-1]):
         return _greatest(z + noise, tolerance)
-    cut = _cutoffs(z, options, tolerance)
+    cut = _cutoffs(z, options, tolerance or 0.0)
     noisy = z + noise
     tokens = noisy.masked_fill(z < cut.least, -math.inf).argmax(-1)
+    if tolerance is None:
+        return Draw(tokens, None)
     # Neither a code that might just be kept nor the loss of one that might just be dropped may change the outcome.
     rivals, sure = _greatest(noisy.masked_fill_(z < cut.lowest, -math.inf), tolerance)
     inside = z.gather(-1, tokens[..., None]) >= cut.highest
     return Draw(tokens, sure & (rivals == tokens) & inside.squeeze(-1))
 
 
-def _greatest(scores: Tensor, tolerance: float) -> Draw:
-    """Index of the greatest of the last dimension, and whether it leads by more than the tolerance."""
+class Mixture(NamedTuple):
+    """tokens: (B, n) int64, the code of most weight. weights: (B, n, V) float32, of every code; a row sums to 1."""
+
+    tokens: Tensor
+    weights: Tensor
+
+
+def soften(logits: Tensor, options: SamplingOptions, noise: Tensor, ratio: float) -> Mixture:
+    """Mix the codes in place of drawing one: softmax((logits (1 + r) + Gumbel) / tau) over the codes that are kept.
+
+    tau = max(0.27 (1 - 0.95 r), 0.005) falls as r rises, so that the mixture nears a single code at the finest scale:
+    `more_smooth` in VAR's public code, for looks rather than for measured quality. After the Gumbel-softmax
+    distribution (arXiv 1611.01144).
+
+    Args:
+        logits: (B, n, V).
+        options: temperature (above 0), top_k and top_p, as in :func:`sample`.
+        noise: (B, n, V) standard Gumbel.
+        ratio: r, from 0 at the first scale to 1 at the last.
+
+    Shape notation: B batch, n tokens, V codes.
+    """
+    z = logits.float() / options.temperature
+    scores = z * (1 + ratio) + noise
+    if _filtered(options, z.shape[-1]):
+        scores = scores.masked_fill_(z < _cutoffs(z, options, 0.0).least, -math.inf)
+    weights = (scores / max(0.27 * (1 - 0.95 * ratio), 0.005)).softmax(-1)
+    return Mixture(scores.argmax(-1), weights)
+
+
+def _filtered(options: SamplingOptions, codes: int) -> bool:
+    """Whether top-k or top-p may drop any of so many codes."""
+    return 0 < options.top_k < codes or 0 < options.top_p < 1
+
+
+def _greatest(scores: Tensor, tolerance: float | None) -> Draw:
+    """Index of the greatest of the last dimension, and whether it leads by more than the tolerance, if there is one."""
+    if tolerance is None:
+        return Draw(scores.argmax(-1), None)
     best, tokens = scores.max(-1)
     second = scores.scatter(-1, tokens[..., None], -math.inf).amax(-1)
     return Draw(tokens, best - second > tolerance)

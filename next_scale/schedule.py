@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from next_scale.errors import UserError
+from next_scale.resample import downsample
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,16 @@ class Schedule:
     def split(self, tokens: Tensor, dim: int = 1) -> tuple[Tensor, ...]:
         """Split the flattened pyramid into its scales along `dim`: (B, L, ...) -> K x (B, n_k, ...)."""
         return tokens.split(self.counts, dim=dim)
+
+    def shrink_mask(self, mask: Tensor) -> Tensor:
+        """A mask over the full grid as one over the pyramid: (B, *grid) bool -> (B, L) bool.
+
+        A token is set where more than half of the area it stands for is. The nearest cell alone would let a single
+        cell of the grid decide for a whole quarter of it, and thin shapes come and go from scale to scale.
+        """
+        area = mask[:, None].float()
+        parts = [downsample(area, size).flatten(1) for size in self.sizes]  # (B, 1, *size) -> (B, n)
+        return torch.cat(parts, dim=1) > 0.5 + 1e-6  # half is not more than half, whatever the rounding
 
     def bits(self, codebook_size: int) -> float:
         """Bits that one pyramid of tokens takes at `codebook_size` codes a token."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from next_scale.attention import Attention, KVCache, PrefixAttention
+from next_scale.packed import Int8Linear, pack_linear
 
 EPS = 1e-6
 
@@ -23,6 +24,11 @@ class Modulations(NamedTuple):
 
     blocks: list[tuple[Tensor, ...]]
     final: tuple[Tensor, Tensor]
+
+    def keep(self, batch: int) -> Modulations:
+        """Those of the first `batch` samples."""
+        blocks = [tuple(part[:batch] for part in block) for block in self.blocks]
+        return Modulations(blocks, (self.final[0][:batch], self.final[1][:batch]))
 
 
 class Block(nn.Module):
@@ -48,6 +54,7 @@ class Block(nn.Module):
         self.attention = Attention(width, heads, qk_norm, softmax_scale, dropout)
         self.mlp_in = nn.Linear(width, hidden)
         self.mlp_out = nn.Linear(hidden, width)
+        self.packed = False
         self.dropout = dropout
         self.drop_path = drop_path
 
@@ -59,9 +66,17 @@ class Block(nn.Module):
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
         h = self.attention(_norm(x, scale1, shift1), prefix, cache, layer)
         x = torch.addcmul(x, h, self._thin(gamma1))
-        h = self.mlp_out(F.gelu(self.mlp_in(_norm(x, scale2, shift2)), approximate="tanh"))
+        h = self.mlp_in(_norm(x, scale2, shift2))
+        h = self.mlp_out(h if self.packed else F.gelu(h, approximate="tanh"))
         h = F.dropout(h, self.dropout, self.training)
         return torch.addcmul(x, h, self._thin(gamma2))
+
+    def pack(self, int8: bool = False) -> None:
+        """Keep weights for generation only, see :func:`next_scale.packed.pack_linear`."""
+        self.attention.pack(int8)
+        if not self.packed:
+            self.mlp_in, self.mlp_out = pack_linear(self.mlp_in, int8, gelu=True), pack_linear(self.mlp_out, int8)
+        self.packed = True
 
     def _thin(self, gamma: Tensor) -> Tensor:
         """Drop-path through the gate, (B, 1, D): zero for the samples that skip the branch."""
@@ -107,6 +122,7 @@ class Transformer(nn.Module):
         self.offset = nn.Parameter(torch.zeros(depth, 6, width)) if shared_modulation else None
         self.final_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, outputs)
+        self.int8 = False
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -143,9 +159,23 @@ class Transformer(nn.Module):
         scale, shift = self.final_modulation(h)[:, None].chunk(2, dim=-1)  # (B, 2 D) -> 2 x (B, 1, D)
         return Modulations(blocks, (1 + scale, shift))
 
+    def pack(self, int8: bool = False) -> None:
+        """Arrange the weights for fast generation on the CPU; training and saving are no longer possible.
+
+        Args:
+            int8: as 8-bit integers, which changes the outputs a little, see :class:`next_scale.packed.Int8Linear`.
+
+        Raises:
+            UserError: 8-bit integers do not work here.
+        """
+        for block in self.blocks:
+            block.pack(int8)
+        self.head = pack_linear(self.head, int8)
+        self.int8 = isinstance(self.head, Int8Linear)
+
     def cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of `length` tokens, on the model's device and in its dtype."""
-        weight = self.head.weight
+        weight = self.final_modulation.weight
         return KVCache(
             self.depth, batch, self.heads, length, self.width // self.heads, device=weight.device, dtype=weight.dtype
         )

@@ -79,13 +79,20 @@ def tree(folder: Path) -> dict[str, bytes | None]:
 
 
 @pytest.fixture
-def fails(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """Runs `audio-var` in `tmp_path` with arguments that must fail as a user's mistake does; returns the message.
+def program():
+    """Name and main function of the program under test; folders of tests may name another one."""
+    from audio_var.cli import main
+
+    return "audio-var", main
+
+
+@pytest.fixture
+def fails(program, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Runs the program in `tmp_path` with arguments that must fail as a user's mistake does; returns the message.
 
     That is: exit code 2, one line on stderr, nothing on stdout, and no file or folder that was not there before.
     """
-    from audio_var.cli import main
-
+    name, main = program
     monkeypatch.chdir(tmp_path)
 
     def check(*argv: object) -> str:
@@ -94,7 +101,7 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.Mon
         code = main([str(argument) for argument in argv])
         out, err = capsys.readouterr()
         assert (code, out) == (2, ""), (out, err)
-        assert err.startswith("audio-var: error: ") and err.endswith("\n") and err.count("\n") == 1, err
+        assert err.startswith(f"{name}: error: ") and err.endswith("\n") and err.count("\n") == 1, err
         assert tree(tmp_path) == before
         return err
 
@@ -102,10 +109,9 @@ def fails(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.Mon
 
 
 @pytest.fixture
-def works(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    """Runs `audio-var` in `tmp_path` with arguments that must work; returns its standard output."""
-    from audio_var.cli import main
-
+def works(program, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    """Runs the program in `tmp_path` with arguments that must work; returns its standard output."""
+    _, main = program
     monkeypatch.chdir(tmp_path)
 
     def check(*argv: object) -> str:

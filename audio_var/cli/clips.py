@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from next_scale.errors import UserError
+from next_scale.commands.backend import Advance
 from next_scale.schedule import Schedule
 from next_scale.tokenizer import Tokenizer
 
@@ -83,16 +82,14 @@ def windows_for(tokenizer: Tokenizer, samples: int) -> Windows:
     return Windows(samples, size, min(FADE, size // 4))
 
 
-def encode_audio(
-    tokenizer: Tokenizer, audio: np.ndarray, batch_size: int, advance: Callable[[int], None]
-) -> tuple[Tensor, Windows]:
+def encode_audio(tokenizer: Tokenizer, audio: np.ndarray, batch_size: int, advance: Advance) -> tuple[Tensor, Windows]:
     """(T,) -> tokens (W, L) int64 on the CPU, and how the recording was cut."""
     windows = windows_for(tokenizer, len(audio))
     device = tokenizer.quantizer.codebooks[0].weight.device
     tokens = []
     for batch in windows.cut(audio).split(batch_size):
         tokens.append(tokenizer.encode(batch.to(device)).cpu())
-        advance(len(batch))
+        advance(len(batch) / windows.count)
     return torch.cat(tokens), windows
 
 
@@ -102,7 +99,7 @@ def decode_audio(
     windows: Windows,
     scales: int | None,
     batch_size: int,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> np.ndarray:
     """Tokens (W, L) -> (T,) float32, from the first `scales` scales where given."""
     device = tokenizer.quantizer.codebooks[0].weight.device
@@ -110,18 +107,5 @@ def decode_audio(
     clips = []
     for batch in tokens.split(batch_size):
         clips.append(tokenizer.decode(batch.to(device), scales, grid).cpu())
-        advance(len(batch))
+        advance(len(batch) / windows.count)
     return windows.join(torch.cat(clips))
-
-
-def check_scales(tokenizer: Tokenizer, scales: int | None) -> None:
-    """Raise UserError where a tokenizer has not so many scales."""
-    most = tokenizer.quantizer.scales
-    if scales is not None and scales > most:
-        raise UserError(f"--scales must be from 1 to {most}, the scales of this tokenizer, got {scales}")
-
-
-def rate_text(windows: Windows, bits: int, sample_rate: int) -> str:
-    """``1.02 s, 1,270 bits, 1.24 kbit/s``."""
-    seconds = windows.samples / sample_rate
-    return f"{seconds:.2f} s, {bits:,} bits, {bits / seconds / 1000:.2f} kbit/s"

@@ -90,27 +90,13 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Read everything once and print what was found."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from audio_var.data.folder import SPLITS
+    from next_scale.commands.inspect import print_contents
 
     folder = Path(args.folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; check the path")
     kind, counts, skipped = (_notes if (folder / "manifest.json").is_file() else _folder)(folder, args)
-    table = Table(show_footer=True)
-    table.add_column("class", footer="all")
-    for split in SPLITS:
-        table.add_column(split, f"{sum(n for (_, s), n in counts.items() if s == split):,}", justify="right")
-    for label in sorted({label for label, _ in counts}):
-        table.add_row(Text(label), *(f"{counts[label, split]:,}" for split in SPLITS))
-    print(f"{folder}: {kind}")
-    Console().print(table)
-    for path, reason in skipped:
-        print(f"skipped {path}: {reason}")
-    print(f"{sum(counts.values()):,} clips; {len(skipped)} skipped")
+    print_contents(f"{folder}: {kind}", counts, skipped, "clips")
 
 
 def _notes(folder: Path, args: argparse.Namespace) -> tuple[str, Counter, list[tuple[str, str]]]:
@@ -130,7 +116,8 @@ def _notes(folder: Path, args: argparse.Namespace) -> tuple[str, Counter, list[t
 
 def _folder(folder: Path, args: argparse.Namespace) -> tuple[str, Counter, list[tuple[str, str]]]:
     """Kind, (class, split) -> clips, and skipped files of a folder of audio files; every file is decoded."""
-    from audio_var.data.folder import AudioFolder, split_of
+    from audio_var.data.folder import AudioFolder
+    from next_scale.splits import split_of
 
     log = logging.getLogger("audio_var.data.folder")
     level = log.level

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from pathlib import Path
 
 from audio_var.cli.models import DEFAULT, open_generator, open_tokenizer
 from next_scale.cli import MOST_SAMPLES, Outputs, add_sampling_options, sampling_options, whole_number
 from next_scale.errors import UserError
+from next_scale.report_options import add_report_options, report_command
 
 _DESCRIPTION = """Measure a trained model on notes that it never heard, and write a report: figures as JSON, a page with
 tables and plots, and clips."""
@@ -46,7 +46,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     tokenizer = kinds.add_parser(
         "tokenizer", help="how much a tokenizer keeps", description=_TOKENIZER, epilog=_TOKENIZER_EPILOG
     )
-    _add_common(tokenizer, batch_size=32)
+    add_report_options(tokenizer, DEFAULT, "data/notes", "folder of notes", batch_size=32)
     tokenizer.add_argument("--limit", type=whole_number(1), metavar="N", help="test notes to use (default: all)")
     tokenizer.add_argument(
         "--subset", type=whole_number(1), default=320, metavar="N",
@@ -67,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     generator = kinds.add_parser(
         "generator", help="whether a model makes what it is asked for", description=_GENERATOR, epilog=_GENERATOR_EPILOG
     )
-    _add_common(generator, batch_size=16)
+    add_report_options(generator, DEFAULT, "data/notes", "folder of notes", batch_size=16)
     generator.add_argument(
         "--count", type=whole_number(8, MOST_SAMPLES), default=1000, metavar="N", help="clips (default: %(default)s)"
     )
@@ -75,20 +75,6 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     generator.add_argument("--evaluator", metavar="FOLDER", help="another evaluator than the shipped one")
     add_sampling_options(generator)
     generator.set_defaults(run=run_generator)
-
-
-def _add_common(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    parser.add_argument(
-        "checkpoint", nargs="?", metavar="CHECKPOINT",
-        help=f"folder, .safetensors file, or hub id owner/name (default: {DEFAULT})",
-    )  # fmt: skip
-    parser.add_argument("--data", default="data/notes", metavar="FOLDER", help="notes (default: %(default)s)")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="created if missing")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: auto, a GPU where there is one)")
-    parser.add_argument(
-        "--batch-size", type=whole_number(1), default=batch_size, metavar="N",
-        help="computed at once (default: %(default)s)",
-    )  # fmt: skip
 
 
 def run_tokenizer(args: argparse.Namespace) -> None:
@@ -110,7 +96,7 @@ def run_tokenizer(args: argparse.Namespace) -> None:
     with Outputs() as outputs:
         outputs.folder(out)
         result = evaluate_tokenizer(tokenizer, args.data, options)
-        write_tokenizer_report(result, _command("tokenizer", args), outputs, out)
+        write_tokenizer_report(result, report_command("audio-var", "tokenizer", args, flags=("opus",)), outputs, out)
     for system in result.systems:
         q = system.quality
         figures = f"log-mel {q.mel:.3f}, convergence {q.convergence:.3f}, pitch within 20 cents {100 * q.in_tune:.1f}%"
@@ -137,7 +123,7 @@ def run_generator(args: argparse.Namespace) -> None:
     with Outputs() as outputs:
         outputs.folder(out)
         result = evaluate_generator(model, args.data, evaluator, options)
-        write_generator_report(result, _command("generator", args), outputs, out)
+        write_generator_report(result, report_command("audio-var", "generator", args), outputs, out)
     for v in result.verdicts:
         distance = "" if v.frechet is None else f", FD {v.frechet:.2f}"
         print(f"{v.name}: {v.notes:,} notes, family {100 * v.family:.1f}%, pitch {100 * v.in_tune:.1f}%{distance}")
@@ -147,17 +133,3 @@ def run_generator(args: argparse.Namespace) -> None:
 def _check_data(folder: str) -> None:
     if not Path(folder, "manifest.json").is_file():
         raise UserError(f"{folder} holds no notes (no manifest.json); render them with audio-var data notes")
-
-
-def _command(kind: str, args: argparse.Namespace) -> str:
-    """The command that makes this report again: every option that is not left at nothing."""
-    words = ["audio-var", "evaluate", kind, *([args.checkpoint] if args.checkpoint else [])]
-    for name, value in vars(args).items():
-        option = f"--{name.replace('_', '-')}"
-        if name in ("checkpoint", "run", "extra", "device") or value is None or (name == "opus" and not value):
-            continue
-        if isinstance(value, bool):
-            words.append(option if value else f"--no-{option[2:]}")
-        else:
-            words += [option, str(value)]
-    return shlex.join(words)

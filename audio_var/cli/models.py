@@ -5,34 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from next_scale.cli import as_generator, as_tokenizer, load_model
-from next_scale.errors import UserError
+from next_scale.cli import DEFAULT, as_generator, as_tokenizer, load_model, shipped_or
 
 if TYPE_CHECKING:
     from next_scale.model import Generator
     from next_scale.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent.parent / "models" / "notes"
-DEFAULT = "the model that comes with the package"
+_ELSEWHERE = {"vqgan": "image-var"}  # autoencoders of another program's checkpoints
 
 
 def checkpoint_path(given: str | None) -> str:
     """The checkpoint that was given, or the shipped one. Raises UserError where neither is there."""
-    if given is not None:
-        return given
-    if not (SHIPPED / "model.safetensors").is_file():
-        raise UserError(
-            f"no model came with this installation ({SHIPPED} is missing); train one as recipes/audio_notes/README.md "
-            "says and name it with --checkpoint"
-        )
-    return str(SHIPPED)
+    return shipped_or(given, SHIPPED, "recipes/audio_notes/README.md")
 
 
 def open_model(given: str | None, device: str) -> Tokenizer | Generator:
     """Load a checkpoint of either kind. Raises UserError where it cannot."""
     import audio_var.codecs  # noqa: F401 - registers the codecs that checkpoints name
 
-    return load_model(checkpoint_path(given), device)
+    return load_model(checkpoint_path(given), device, _ELSEWHERE)
 
 
 def open_generator(given: str | None, device: str) -> Generator:

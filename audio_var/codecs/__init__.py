@@ -1,30 +1,36 @@
-"""Codecs by name. Each is imported only when asked for: `seanet` needs the encodec package, `spectral` nothing more."""
+"""Codecs by name. Each is imported only when asked for: all but `spectral` need a package of their own."""
 
 from __future__ import annotations
 
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from audio_var.codecs.base import Codec
 from next_scale.checkpoint import register_autoencoder
 from next_scale.errors import UserError
 
-CODECS = ("spectral", "seanet")
+# name -> module here and class in it
+CODECS = {
+    "spectral": ("spectral", "SpectralCodec"),
+    "seanet": ("seanet", "SeanetCodec"),
+    "encodec": ("encodec", "EncodecCodec"),
+    "snac": ("snac", "SnacCodec"),
+    "dac": ("dac", "DacCodec"),
+    "transformers": ("huggingface", "TransformersCodec"),
+}
 
 
 def build_codec(name: str, **options: Any) -> Codec:
     """Builds a codec from its name and the arguments of its class, as `Codec.to_config` returns them.
 
-    Raises UserError for an unknown name or option.
+    Raises UserError for an unknown name or option, or where the codec's package is not installed.
     """
-    if name == "spectral":
-        from audio_var.codecs.spectral import SpectralCodec as kind
-    elif name == "seanet":
-        from audio_var.codecs.seanet import SeanetCodec as kind
-    else:
+    if name not in CODECS:
         raise UserError(f"unknown codec '{name}': choose one of {', '.join(CODECS)}")
+    module, kind = CODECS[name]
     try:
-        return kind(**options)
+        return getattr(import_module(f"audio_var.codecs.{module}"), kind)(**options)
     except TypeError as error:
         raise UserError(f"codec '{name}' cannot be built: {error}") from error
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from audio_var.data.notes import SPLITS, Notes, checksum_of
+from audio_var.data.notes import Notes, checksum_of
 from audio_var.io import write_audio
 from next_scale.errors import UserError
+from next_scale.splits import SPLITS
 
 COUNTS = {"train": 20, "validation": 2, "test": 3}  # notes a family
 

@@ -3,7 +3,6 @@
 Shape notation: T samples a clip.
 """
 
-import hashlib
 import logging
 import math
 import os
@@ -15,6 +14,7 @@ from torch.utils.data import Dataset
 
 from audio_var.io import check_audio
 from next_scale.errors import UserError
+from next_scale.splits import check_split, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,18 +23,8 @@ SUFFIXES = frozenset(
     ".aif .aifc .aiff .au .avr .caf .flac .htk .ircam .mp3 .nist .oga .ogg .opus .paf .pvf .rf64 .sd2 .sds .snd .sph "
     ".svx .voc .w64 .wav .wave .wve .xi".split()
 )
-SPLITS = ("train", "validation", "test")
 _WINDOW = 0.01  # seconds over which the level is measured when silence is trimmed
 _MARGIN = 64  # frames read around a crop so that the resampling filter has settled at its edges
-
-
-def split_of(relative_path: str) -> str:
-    """The split of a file by a hash of its path in the folder (with /): 85% train, 5% validation, 10% test.
-
-    It depends on nothing else, so adding files never moves another file to another split.
-    """
-    position = int.from_bytes(hashlib.sha256(relative_path.encode()).digest()[:8], "big") / 2**64
-    return "test" if position < 0.10 else "validation" if position < 0.15 else "train"
 
 
 class AudioFolder(Dataset):
@@ -69,8 +59,7 @@ class AudioFolder(Dataset):
         random_crop: bool | None = None,
     ):
         self.folder = Path(folder)
-        if split not in (*SPLITS, "all"):
-            raise UserError(f"no split named {split}: choose from {', '.join((*SPLITS, 'all'))}")
+        check_split(split)
         if not self.folder.is_dir():
             raise UserError(f"there is no folder {self.folder}: check the path")
         self.sample_rate, self.clip_samples = sample_rate, clip_samples

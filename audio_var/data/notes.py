@@ -24,12 +24,12 @@ from torch.utils.data import Dataset
 
 from audio_var.data.families import FAMILIES, family_of
 from next_scale.errors import UserError
+from next_scale.splits import SPLITS
 
 SAMPLE_RATE = 16_000
 CLIP_SAMPLES = 16_384
 PITCHES = tuple(range(36, 85))  # C2 (65.4 Hz) to C6 (1046.5 Hz)
 VELOCITIES = (45, 80, 115)
-SPLITS = ("train", "validation", "test")
 SOUNDFONT = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")  # where Debian's package puts it
 
 # fluidsynth does not band-limit a sample played at a low output rate, so 16 kHz rendering aliases: render at three

@@ -15,17 +15,31 @@ from torch import Tensor
 from audio_var.data.notes import Notes
 from audio_var.evaluator import Evaluator, Judgement
 from audio_var.io import write_audio
-from audio_var.plots import new_figure, spectrogram_sheet
-from audio_var.reports import draw, markdown_table, number, percent, write_report
-from audio_var.reports.tokenizer import check_tokenizer, decode, encode
-from next_scale.cli import Outputs, condition_stem, progress, sample_seed
+from audio_var.plots import spectrogram_sheet
+from audio_var.reports.tokenizer import check_tokenizer
+from next_scale import report
+from next_scale.cli import Outputs, condition_stem, progress
 from next_scale.errors import UserError
-from next_scale.metrics import bits_per_scale, frechet_distance, kernel_distance, manifold_metrics
+from next_scale.figure import draw_confusion, new_figure
+from next_scale.metrics import frechet_distance
 from next_scale.model import Generator, fingerprint
+from next_scale.report import (
+    NEIGHBOURS,
+    ScaleEntropy,
+    confusion_counts,
+    distances,
+    generate,
+    markdown_table,
+    number,
+    percent,
+    reconstruct,
+    scale_entropy,
+    share,
+    write_report,
+)
 from next_scale.sampling import SamplingOptions
 
 CENTS = 50.0
-NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)
@@ -76,17 +90,6 @@ class Verdict:
 
 
 @dataclass
-class ScaleEntropy:
-    """Cross-entropy of one scale on held-out notes: bits a note spends, and those without a model."""
-
-    scale: int
-    size: int
-    bits: float
-    bits_a_token: float
-    uniform_bits: float
-
-
-@dataclass
 class GeneratorResult:
     """Everything a report shows. `clips` holds (name, generated (T,), real (T,) of a like condition)."""
 
@@ -128,7 +131,7 @@ def evaluate_generator(
     batch = options.batch_size
 
     conditions = draw_conditions(every, options.count, options.seed)
-    clips = _generate(model, conditions, options)
+    clips, _ = generate(model, conditions, options.seed, options.sampling, batch)
     generated = _judge(evaluator, clips, "judging generated notes")
     held_out = even_draw(test, options.count, options.seed)
     other = even_draw(train, options.count, options.seed)
@@ -136,7 +139,7 @@ def evaluate_generator(
     training = _hear(evaluator, train, other, "judging training notes")
     rest = torch.tensor(sorted(set(range(len(test))) - set(held_out.tolist())), dtype=torch.int64)
     whole = _join(reference, _hear(evaluator, test, rest, "judging held-out notes")) if len(rest) else reference
-    tokens, reconstructed = _reconstruct(model, test, held_out, batch)
+    tokens, reconstructed = reconstruct(model.tokenizer, test.audio_batch, held_out, batch)
     again = _judge(evaluator, reconstructed, "judging reconstructions")
 
     real_condition = test.condition_batch(held_out)
@@ -150,8 +153,6 @@ def evaluate_generator(
         _verdict("generated", evaluator, generated, conditions, features, again.embedding),
     ]
     asked, heard = conditions["label"], generated.label
-    confusion = torch.zeros(len(spec["label"]), len(spec["label"]), dtype=torch.int64)
-    confusion.index_put_((asked, heard), torch.ones_like(asked), accumulate=True)
     right = evaluator.in_tune(generated, conditions["pitch"], CENTS)
     real_right = evaluator.in_tune(whole, whole_condition["pitch"], CENTS)
     families = []
@@ -161,10 +162,10 @@ def evaluate_generator(
             {
                 "family": name,
                 "notes": int(mine.sum()),
-                "found": _share(heard[mine] == index),
-                "in_tune": _share(right[mine]),
-                "real_found": _share(whole.label[real] == index),
-                "real_in_tune": _share(real_right[real]),
+                "found": share(heard[mine] == index),
+                "in_tune": share(right[mine]),
+                "real_found": share(whole.label[real] == index),
+                "real_in_tune": share(real_right[real]),
             }
         )
     count = sum(parameter.numel() for parameter in evaluator.parameters())
@@ -178,9 +179,9 @@ def evaluate_generator(
         labels=spec["label"],
         verdicts=verdicts,
         families=families,
-        confusion=confusion.tolist(),
+        confusion=confusion_counts(asked, heard, len(spec["label"])),
         pitch_errors=(generated.pitch - conditions["pitch"]).tolist(),
-        entropy=_entropy(model, tokens, real_condition, batch),
+        entropy=scale_entropy(model, tokens, real_condition, batch),
         clips=_examples(clips, conditions, test, options),
     )
 
@@ -199,35 +200,13 @@ def _check(model: Generator, evaluator: Evaluator, notes: Notes) -> None:
 
 def draw_conditions(notes: Notes, count: int, seed: int) -> dict[str, Tensor]:
     """Conditions drawn evenly from the combinations that occur among notes: field -> (count,) int64 indices."""
-    columns = notes.condition_batch(range(len(notes)))
-    combinations = torch.unique(torch.stack(list(columns.values()), 1), dim=0)  # (combinations, fields)
-    generator = torch.Generator().manual_seed(seed)
-    rounds = -(-count // len(combinations))
-    order = torch.cat([torch.randperm(len(combinations), generator=generator) for _ in range(rounds)])[:count]
-    return dict(zip(columns, combinations[order].T.contiguous(), strict=True))
+    return report.draw_conditions(notes.condition_batch(range(len(notes))), count, seed)
 
 
 def even_draw(notes: Notes, count: int, seed: int) -> Tensor:
     """About `count` notes, the same number of every family where it has so many: sorted indices (n,)."""
     label = notes.condition_batch(range(len(notes)))["label"]
-    families = len(notes.condition_spec["label"])
-    chosen = []
-    for family in range(families):
-        members = (label == family).nonzero()[:, 0]
-        chosen.append(members[draw(round(count / families) or 1, len(members), seed * families + family)])
-    return torch.cat(chosen).sort().values
-
-
-def _generate(model: Generator, conditions: dict[str, Tensor], options: GeneratorOptions) -> Tensor:
-    """(N, 1, T) float32 on the CPU."""
-    clips = []
-    with progress("generating", options.count) as advance:
-        for rows in torch.arange(options.count).split(options.batch_size):
-            condition = {name: index[rows] for name, index in conditions.items()}
-            seeds = [sample_seed(options.seed, int(row)) for row in rows]
-            clips.append(model.generate(condition, seeds, options.sampling)[0].cpu())
-            advance(len(rows))
-    return torch.cat(clips)
+    return report.even_draw(label, len(notes.condition_spec["label"]), count, seed)
 
 
 def _judge(evaluator: Evaluator, clips: Tensor, description: str) -> Judgement:
@@ -253,42 +232,6 @@ def _join(*parts: Judgement) -> Judgement:
     return Judgement(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _reconstruct(model: Generator, notes: Notes, indices: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Tokens (N, L) of notes and what they decode to (N, 1, T)."""
-    tokens, clips = [], []
-    with progress("reconstructing", len(indices)) as advance:
-        for part in indices.split(batch_size):
-            tokens.append(encode(model.tokenizer, notes.audio_batch(part)))
-            clips.append(decode(model.tokenizer, tokens[-1], batch_size))
-            advance(len(part))
-    return torch.cat(tokens), torch.cat(clips)
-
-
-@torch.inference_mode()
-def _entropy(model: Generator, tokens: Tensor, conditions: dict[str, Tensor], batch_size: int) -> list[ScaleEntropy]:
-    """Cross-entropy of every scale on real notes' tokens (N, L)."""
-    predictor, quantizer = model.predictor, model.tokenizer.quantizer
-    device = quantizer.codebooks[0].weight.device
-    found = []
-    with progress("cross-entropy", len(tokens)) as advance:
-        for rows in torch.arange(len(tokens)).split(batch_size):
-            part = tokens[rows].to(device)
-            condition = {name: index[rows].to(device) for name, index in conditions.items()}
-            found.append(predictor.log_prob(part, quantizer.teacher_forcing(part), condition).cpu())
-            advance(len(rows))
-    bits = bits_per_scale(torch.cat(found)).tolist()
-    schedule = predictor.schedule
-    uniform = schedule.bits(predictor.codebook_size) / schedule.length
-    return [
-        ScaleEntropy(k + 1, size[0], bits[k], bits[k] / count, uniform * count)
-        for k, (size, count) in enumerate(zip(schedule.sizes, schedule.counts, strict=True))
-    ]
-
-
-def _share(hits: Tensor) -> float | None:
-    return float(hits.double().mean()) if len(hits) else None
-
-
 def _verdict(
     name: str,
     evaluator: Evaluator,
@@ -301,15 +244,12 @@ def _verdict(
     verdict = Verdict(
         name=name,
         notes=len(judgement.label),
-        family=_share(judgement.label == condition["label"]),
-        semitone=_share(judgement.pitch == condition["pitch"]),
-        in_tune=_share(evaluator.in_tune(judgement, condition["pitch"], CENTS)),
+        family=share(judgement.label == condition["label"]),
+        semitone=share(judgement.pitch == condition["pitch"]),
+        in_tune=share(evaluator.in_tune(judgement, condition["pitch"], CENTS)),
     )
     if real is not None:
-        verdict.frechet = frechet_distance(real, judgement.embedding)
-        verdict.kernel = kernel_distance(real, judgement.embedding)
-        near = manifold_metrics(real, judgement.embedding, NEIGHBOURS)
-        for measure, value in near._asdict().items():
+        for measure, value in distances(real, judgement.embedding).items():
             setattr(verdict, measure, value)
     if reconstructed is not None:
         verdict.frechet_reconstructed = frechet_distance(reconstructed, judgement.embedding)
@@ -417,17 +357,8 @@ drawn evenly.
 def _draw_confusion(result: GeneratorResult, path: Path) -> None:
     figure = new_figure(11, 5)
     left, right = figure.subplots(1, 2)
-    counts = np.asarray(result.confusion, dtype=np.float64)
-    share = counts / counts.sum(1, keepdims=True).clip(1)
-    image = left.imshow(share, vmin=0, vmax=1, cmap="viridis")
-    for row, column in np.argwhere(counts > 0):
-        colour = "white" if share[row, column] < 0.6 else "black"
-        left.text(column, row, int(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
-    ticks = range(len(result.labels))
-    left.set_xticks(ticks, result.labels, rotation=60, ha="right")
-    left.set_yticks(ticks, result.labels)
+    draw_confusion(left, result.confusion, result.labels)
     left.set(xlabel="heard", ylabel="asked for", title="instrument family")
-    figure.colorbar(image, ax=left, label="share of those asked for", fraction=0.04)
     errors = np.clip(result.pitch_errors, -25, 25)
     right.hist(errors, bins=np.arange(-25.5, 26.5))
     right.set(yscale="log", xlabel="semitones heard above those asked for", ylabel="clips", title="pitch")

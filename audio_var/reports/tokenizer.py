@@ -24,12 +24,13 @@ from audio_var.metrics import (
     si_sdr,
     visqol,
 )
-from audio_var.plots import new_figure, spectrogram_sheet
-from audio_var.reports import draw, markdown_table, number, percent, write_report
+from audio_var.plots import spectrogram_sheet
 from next_scale.cli import Outputs, condition_stem, progress
 from next_scale.errors import UserError
+from next_scale.figure import draw_usage, new_figure
 from next_scale.metrics import ScaleUsage, codebook_usage
 from next_scale.model import fingerprint
+from next_scale.report import decode, draw, encode, markdown_table, number, percent, shown_scales, write_report
 from next_scale.schedule import Schedule
 from next_scale.tokenizer import Tokenizer
 
@@ -258,22 +259,6 @@ def nominal_pitch(notes: Notes, indices: Tensor) -> Tensor:
     return 440 * 2 ** ((midi - 69) / 12)
 
 
-def shown_scales(scales: int, count: int = 6) -> list[int]:
-    """Numbers of leading scales to show, from the first alone to all."""
-    return sorted({round(1 + i * (scales - 1) / max(1, count - 1)) for i in range(count)})
-
-
-def encode(tokenizer: Tokenizer, samples: Tensor) -> Tensor:
-    """(B, 1, T) -> (B, L) int64 on the CPU."""
-    return tokenizer.encode(samples.to(tokenizer.quantizer.codebooks[0].weight.device)).cpu()
-
-
-def decode(tokenizer: Tokenizer, tokens: Tensor, batch_size: int, scales: int | None = None) -> Tensor:
-    """(N, L) -> (N, 1, T) float32 on the CPU."""
-    weight = tokenizer.quantizer.codebooks[0].weight
-    return torch.cat([tokenizer.decode(part.to(weight.device), scales).cpu() for part in tokens.split(batch_size)])
-
-
 def _measure(tokenizer: Tokenizer, notes: Notes, indices: Tensor, batch_size: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Tokens (N, L) and the figures of every note."""
     tokens, figures = [], []
@@ -427,11 +412,5 @@ def _draw_profile(result: TokenizerResult, path: Path) -> None:
         axis.set(xscale="log", xlabel="kbit/s", ylabel=title)
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    axis = panels[2]
-    scales = [step.scale for step in result.profile]
-    axis.bar(scales, [step.usage.used for step in result.profile], color="0.85", label="codes used")
-    axis.bar(scales, [step.usage.perplexity for step in result.profile], width=0.5, label="perplexity")
-    axis.axhline(result.codebook_size, color="k", lw=0.8)
-    axis.set(xlabel="scale", ylabel="codes", xticks=scales)
-    axis.legend()
+    draw_usage(panels[2], [step.usage for step in result.profile], result.codebook_size)
     figure.savefig(path, format="png")

@@ -1,5 +1,5 @@
 """Predictors of token pyramids: one family a module, one interface (loss, log_prob, generate)."""
 
-from next_scale.predictors.next_scale import LossOutput, NextScale
+from next_scale.predictors.next_scale import Generated, LossOutput, NextScale
 
-__all__ = ["LossOutput", "NextScale"]
+__all__ = ["Generated", "LossOutput", "NextScale"]

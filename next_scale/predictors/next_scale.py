@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from next_scale.attention import PrefixAttention
-from next_scale.condition import Conditioner, ConditionSpec
+from next_scale.condition import NOT_GIVEN, Conditioner, ConditionSpec
 from next_scale.errors import UserError
 from next_scale.quantizer import MultiScaleQuantizer
-from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample
+from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample, soften
 from next_scale.schedule import Schedule
 from next_scale.transformer import Transformer, init_weight
 
@@ -28,6 +28,14 @@ class LossOutput(NamedTuple):
     loss: Tensor
     per_scale: Tensor
     accuracy: Tensor
+
+
+class Generated(NamedTuple):
+    """tokens: (B, L) int64. latent: (B, C, *grid) float32, what the autoencoder decodes: that of the tokens, or, with
+    `SamplingOptions.smooth`, of the mixtures of which they are the heaviest codes."""
+
+    tokens: Tensor
+    latent: Tensor
 
 
 class NextScale(nn.Module):
@@ -216,12 +224,15 @@ class NextScale(nn.Module):
         sampling: SamplingOptions | None = None,
         generator: torch.Generator | None = None,
         seeds: int | Sequence[int] | Tensor | None = None,
-    ) -> Tensor:
+        known: Tensor | None = None,
+        forced: Tensor | None = None,
+    ) -> Generated:
         """Draw pyramids, K transformer steps each.
 
         A sample depends on its condition and seed, and not on the samples beside it: each has its own stream of noise,
         and where rounding, which does differ between batch sizes, could decide a draw (a few samples in a hundred),
-        that sample is drawn again alone.
+        that sample is drawn again alone. With `sampling.smooth`, or after `transformer.pack(int8=True)`, rounding
+        always decides a little, and every sample is drawn alone.
 
         Args:
             quantizer: turns each scale into the next scale's input; of the same schedule.
@@ -230,9 +241,13 @@ class NextScale(nn.Module):
             sampling: see :class:`next_scale.sampling.SamplingOptions`.
             generator: draws the seeds where none are given; the global one by default.
             seeds: one a sample; or one integer s, for s, s + 1, ... s + B - 1.
+            known: tokens (B, L) int64 of something that exists already.
+            forced: (B, L) bool, the places that keep their known token while the others are drawn, for zero-shot
+                editing as in VAR; :meth:`next_scale.schedule.Schedule.shrink_mask` makes it of a mask over the grid.
+                The others get the noise that they would have without it.
 
-        Returns:
-            (B, L) int64.
+        Raises:
+            ValueError: a number of seeds other than B, or `known` and `forced` of other shapes.
         """
         sampling = sampling or SamplingOptions()
         if seeds is None:
@@ -240,27 +255,46 @@ class NextScale(nn.Module):
         seeds = [seeds + i for i in range(batch)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
         if len(seeds) != batch:
             raise ValueError(f"{len(seeds)} seeds for a batch of {batch}")
+        shape = (batch, self.schedule.length)
+        if (known is None) != (forced is None) or any(t is not None and t.shape != shape for t in (known, forced)):
+            raise ValueError(f"known and forced belong together and have shape {shape}")
+
+        def draw(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
+            here = {name: index[rows] for name, index in condition.items()}
+            kept = None if known is None else (known[rows], forced[rows])
+            return self._generate(quantizer, here, sampling, seeds[rows], kept)
+
+        alone = [slice(row, row + 1) for row in range(batch)]
         training = self.training
         self.eval()
         try:
-            tokens, sure = self._generate(quantizer, condition, sampling, seeds)
-            tokens = tokens.clone()  # outside inference mode: a tensor like any other
-            if batch > 1:
-                for row in (~sure).nonzero()[:, 0].tolist():
-                    alone = {name: index[row : row + 1] for name, index in condition.items()}
-                    tokens[row] = self._generate(quantizer, alone, sampling, seeds[row : row + 1])[0][0]
+            if batch == 1 or self.transformer.int8 or (sampling.smooth and not sampling.greedy):
+                drawn = [draw(row) for row in alone]
+                tokens, latent = (torch.cat([one[i] for one in drawn]).clone() for i in range(2))
+                return Generated(tokens, latent)  # clones: outside inference mode, tensors like any other
+            tokens, _, sure = draw(slice(batch))
+            tokens = tokens.clone()
+            for row in (~sure).nonzero()[:, 0].tolist():
+                tokens[row] = draw(alone[row])[0][0]
+            with torch.no_grad():
+                return Generated(tokens, torch.cat([quantizer.decode(row) for row in tokens.split(1)]))
         finally:
             self.train(training)
-        return tokens
 
     @torch.inference_mode()
     def _generate(
         self, quantizer: MultiScaleQuantizer, condition: Mapping[str, Tensor], sampling: SamplingOptions,
-        seeds: list[int],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Tokens (B, L) and whether rounding decided none of a sample's draws (B,)."""
-        batch, guided, schedule = len(seeds), sampling.cfg > 0, self.schedule
+        seeds: list[int], kept: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
+        """Tokens (B, L), latent (B, C, *grid), and in a batch whether rounding decided none of a sample's draws (B,).
+
+        `kept` are known tokens and where they are forced, both (B, L).
+        """
+        batch, schedule = len(seeds), self.schedule
+        # guidance towards no condition changes nothing
+        guided = sampling.guided(0) and any(bool((index != NOT_GIVEN).any()) for index in condition.values())
         c = self.conditioner(condition, batch)
+        device = c.device
         if guided:  # the same samples without condition, side by side
             c = torch.cat([c, self.conditioner({}, batch)])
         modulations = self.transformer.modulations(c)
@@ -269,23 +303,38 @@ class NextScale(nn.Module):
         noise = NoiseStreams(seeds)
         latent = quantizer.initial_latent(batch)
         x, tokens = self._first(c), []
-        sure = torch.ones(batch, dtype=torch.bool, device=c.device)
+        sure = torch.ones(batch, dtype=torch.bool, device=device) if batch > 1 else None
         for k, (start, count) in enumerate(zip(schedule.starts, schedule.counts, strict=True)):
-            logits = self._logits(self.transformer(x + places[start : start + count], modulations, cache=cache), k)
-            tolerance = TOLERANCE
+            here = slice(start, start + count)
+            if guided and not sampling.guided(k):  # from here on without the unconditional half
+                guided, x, modulations = False, x[:batch], modulations.keep(batch)
+                cache.keep(batch)
+            logits = self._logits(self.transformer(x + places[here], modulations, cache=cache), k)
+            strength = sampling.strength(k, schedule.scales)
             if guided:
-                strength = sampling.strength(k, schedule.scales)
                 logits = guide(*logits.chunk(2), strength)
-                tolerance *= 1 + 2 * strength
-            gumbel = None if sampling.greedy else noise.gumbel(count, self.codebook_size, c.device)
-            draw = sample(logits, sampling, gumbel, tolerance)
-            tokens.append(draw.tokens)
-            sure &= draw.sure.all(1)
-            latent, shown = quantizer.step(latent, draw.tokens, k)
+            gumbel = None if sampling.greedy else noise.gumbel(count, self.codebook_size, device)
+            weights, certain = None, None
+            if sampling.smooth and gumbel is not None:
+                ids, weights = soften(logits, sampling, gumbel, k / max(schedule.scales - 1, 1))
+            else:
+                # guidance multiplies what rounding does to the logits
+                tolerance = None if sure is None else TOLERANCE * (1 + 2 * strength)
+                ids, certain = sample(logits, sampling, gumbel, tolerance)
+            if kept is not None:
+                known, forced = (part[:, here].to(device) for part in kept)
+                ids = torch.where(forced, known, ids)
+                certain = None if certain is None else certain | forced
+                if weights is not None:
+                    weights[forced] = F.one_hot(known[forced], self.codebook_size).to(weights.dtype)
+            tokens.append(ids)
+            if sure is not None:
+                sure &= certain.all(1)
+            latent, shown = quantizer.step(latent, ids, k, weights)
             if shown is not None:
                 x = self.word_embed(shown)
                 x = torch.cat([x, x]) if guided else x
-        return torch.cat(tokens, dim=1), sure
+        return torch.cat(tokens, dim=1), quantizer.project_out(latent), sure
 
 
 def _entropy(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -12,11 +12,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import math
-import os
 import shlex
-import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -35,6 +32,7 @@ from next_scale.cli import Parser, condition_stem, run_program, whole_number
 from next_scale.errors import UserError
 from next_scale.model import Generator, fingerprint
 from recipes.audio_notes.samples_page import Clip, Page, Pair, Pyramid, Step, render
+from recipes.page import link_to, megabytes_of, publish, read_report
 
 PAIRS, PYRAMIDS = 24, 3
 CLIPS = "clips"  # folder of the page's files
@@ -58,7 +56,9 @@ def main(argv: list[str]) -> None:
     args = arguments().parse_args(argv)
     model = open_generator(args.checkpoint, "cpu")
     notes = Notes(args.data, "test")
-    reports = {kind: _report(getattr(args, f"{kind}_report"), model) for kind in ("tokenizer", "generator")}
+    reports = {
+        kind: read_report(getattr(args, f"{kind}_report"), model, "audio-var") for kind in ("tokenizer", "generator")
+    }
     out = Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as scratch:
@@ -82,12 +82,10 @@ def main(argv: list[str]) -> None:
             attribution=notes.manifest["attribution"],
             tokenizer=reports["tokenizer"],
             generator=reports["generator"],
+            other=link_to(out, "images.html", "Images"),
         )
         Path(scratch, "index.html").write_text(render(page), encoding="utf-8")
-        if (out / CLIPS).is_dir():
-            shutil.rmtree(out / CLIPS)
-        os.replace(folder, out / CLIPS)
-        os.replace(Path(scratch, "index.html"), out / "index.html")
+        publish(Path(scratch), out, "index.html", CLIPS)
     print(f"{out / 'index.html'}: {len(pairs)} pairs, {len(pyramids)} pyramids, {size / 1e6:.2f} MB of clips")
 
 
@@ -208,11 +206,9 @@ def _facts(model: Generator, checkpoint: str | None) -> dict:
     quantizer, codec = model.tokenizer.quantizer, model.tokenizer.autoencoder
     schedule = quantizer.schedule
     seconds = schedule.grid[0] * codec.hop / codec.sample_rate
-    weights = Path(checkpoint_path(checkpoint))
-    weights = weights / "model.safetensors" if weights.is_dir() else weights
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "megabytes": weights.stat().st_size / 1e6 if weights.is_file() else None,
+        "megabytes": megabytes_of(checkpoint_path(checkpoint)),
         "schedule": str(schedule),
         "scales": schedule.scales,
         "last": schedule.counts[-1],
@@ -223,20 +219,6 @@ def _facts(model: Generator, checkpoint: str | None) -> dict:
         "rate": codec.sample_rate,
         "fingerprint": fingerprint(model.tokenizer),
     }
-
-
-def _report(path: str | None, model: Generator) -> dict | None:
-    """The figures of a report. Raises UserError where it is not one, or one of another model."""
-    if path is None:
-        return None
-    try:
-        report = json.loads(Path(path).read_text(encoding="utf-8"))
-        mine = report["fingerprint"] == fingerprint(model.tokenizer)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a report of audio-var evaluate: {error!r}") from error
-    if not mine:
-        raise UserError(f"{path} is about tokenizer {report['fingerprint']}, not this one; evaluate this model first")
-    return report
 
 
 if __name__ == "__main__":

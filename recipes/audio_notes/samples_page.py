@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from audio_var.reports import number, percent
+from next_scale.report import number, percent
+from recipes.page import command, document, model_size, table
 
 NAMES = ("C", "C♯", "D", "D♯", "E", "F", "F♯", "G", "G♯", "A", "A♯", "B")
 
@@ -55,7 +55,10 @@ class Pyramid:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything the page shows. `tokenizer` and `generator` are reports of `audio-var evaluate`, or None."""
+    """Everything the page shows.
+
+    `tokenizer` and `generator` are reports of `audio-var evaluate`, or None; `other` is a link to another page.
+    """
 
     pairs: list[Pair]
     pyramids: list[Pyramid]
@@ -66,39 +69,13 @@ class Page:
     attribution: str
     tokenizer: dict | None
     generator: dict | None
+    other: str = ""
 
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1f; --dim: #5d5d66; --paper: #fbfaf8; --card: #fff; --line: #dedbd5;
-  --code: #f1efea; --accent: #8a2a6b }
-@media (prefers-color-scheme: dark) { :root { --ink: #e9e7e3; --dim: #a3a1a9; --paper: #141318; --card: #1d1c22;
-  --line: #35333c; --code: #29272f; --accent: #f0a3cf } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 76rem; background: var(--paper); color: var(--ink);
-  font: 1rem/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .6rem } h2 { margin: 2.4rem 0 .4rem; font-size: 1.25rem }
-h3 { margin: 0; font-size: 1rem } p, ul { max-width: 46rem; margin: .5rem 0 }
-nav a { margin-right: 1rem } a { color: var(--accent) } .dim, figcaption { color: var(--dim); font-size: .84rem }
-.pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 1rem;
-  margin-top: 1rem }
-article { background: var(--card); border: 1px solid var(--line); border-radius: .6rem; padding: .8rem; min-width: 0 }
-.two, .steps { display: grid; gap: .7rem; margin-top: .5rem; align-items: end } .two { grid-template-columns: 1fr 1fr }
-.steps { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)) } .pyramid { margin-top: 1rem }
-.steps span { display: block; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-figure { margin: 0; min-width: 0 } figcaption { min-height: 1.5em; overflow-wrap: anywhere }
-figcaption b { color: var(--ink) }
 img { display: block; width: 100%; height: 8.5rem; border-radius: .35rem .35rem 0 0; background: #000 }
 audio { display: block; width: 100%; height: 2.4rem; margin-top: .25rem }
-pre { background: var(--code); border-radius: .35rem; padding: .5rem .6rem; margin: .7rem 0 0; white-space: pre-wrap;
-  overflow-wrap: anywhere; font: .78rem/1.45 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace }
-.pair pre span { white-space: nowrap }
-p code { background: var(--code); border-radius: .25rem; padding: .05rem .25rem; font-size: .86em }
-.scroll { overflow-x: auto; margin: .8rem 0 }
-table { border-collapse: collapse; font-size: .88rem; white-space: nowrap }
-th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid var(--line) }
-th:first-child, td:first-child { text-align: left; padding-left: 0 } th { font-weight: 600 }
 .scale { display: flex; align-items: center; gap: .6rem; max-width: 32rem; margin-top: .8rem }
-@media (max-width: 30rem) { article { padding: .6rem } .two, .steps { gap: .4rem } }
 .bar { flex: 1; height: .7rem; border-radius: .35rem }
 """
 
@@ -106,26 +83,16 @@ th:first-child, td:first-child { text-align: left; padding-left: 0 } th { font-w
 def render(page: Page) -> str:
     """The page as HTML."""
     facts = page.facts
-    model = f"{facts['parameters'] / 1e6:.1f} million parameters"
-    if facts["megabytes"] is not None:
-        model += f" in {facts['megabytes']:.1f} MB"
     pairs, pyramids = "\n".join(map(_pair, page.pairs)), "\n".join(map(_pyramid, page.pyramids))
     colours = ", ".join(f"rgb({', '.join(map(str, colour))})" for colour in page.colours)
     measured = '<a href="#measured">Measured</a>' if page.tokenizer or page.generator else ""
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Instrument notes by next-scale prediction</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>Instrument notes by next-scale prediction</h1>
+    body = f"""
 <p>A transformer draws a pyramid of tokens from coarse to fine, one whole scale a step, and a codec turns it into sound:
 {facts["scales"]} steps and {facts["tokens"]} tokens of {facts["codes"]:,} codes for {facts["seconds"]:.2f} s at
-{facts["rate"] / 1000:g} kHz, {facts["kbits"]:.2f} kbit/s. The whole model has {model}.</p>
-<nav><a href="#pairs">Generated and real</a> <a href="#pyramid">Scale by scale</a> {measured}</nav>
+{facts["rate"] / 1000:g} kHz, {facts["kbits"]:.2f} kbit/s. The whole model has
+{model_size(facts["parameters"], facts["megabytes"])}.</p>
+<nav><a href="#pairs">Generated and real</a> <a href="#pyramid">Scale by scale</a> {measured}
+{page.other}</nav>
 
 <h2 id="pairs">Generated and real</h2>
 <p>On the left of each card what the model makes of a family, a pitch and a velocity; on the right a real note of the
@@ -152,10 +119,8 @@ ms. With all scales it is the tokenizer's reconstruction: the best that a genera
 <h2>Source</h2>
 <p class="dim">Real notes: {escape(page.attribution)}; the text of the licence is in <code>demo_notes/README.md</code>.
 Model: tokenizer <code>{facts["fingerprint"]}</code>. This page is made by
-<code>python -m recipes.audio_notes.make_samples</code>.</p>
-</body>
-</html>
-"""
+<code>python -m recipes.audio_notes.make_samples</code>.</p>"""
+    return document("Instrument notes by next-scale prediction", _STYLE, body)
 
 
 def _title(condition: dict[str, str | int]) -> str:
@@ -179,12 +144,6 @@ def _figure(clip: Clip, name: str, note: str, alt: str) -> str:
 </figure>"""
 
 
-def _command(text: str) -> str:
-    """Lines break between options, never within one."""
-    parts = escape(text, quote=False).replace(" --", "\n--").split("\n")
-    return f"<pre>{' '.join(f'<span>{part}</span>' for part in parts)}</pre>"
-
-
 def _pair(pair: Pair) -> str:
     title = _title(pair.condition)
     return f"""<article class="pair">
@@ -193,7 +152,7 @@ def _pair(pair: Pair) -> str:
 {_figure(pair.generated, "generated", "", f"spectrogram of the generated clip, {title}")}
 {_figure(pair.real, "real", pair.instrument, f"spectrogram of the real note, {title}")}
 </div>
-{_command(pair.command)}
+{command(pair.command)}
 </article>"""
 
 
@@ -209,7 +168,7 @@ def _pyramid(pyramid: Pyramid) -> str:
 <div class="steps">
 {chr(10).join(figures)}
 </div>
-{_command(pyramid.command)}
+{command(pyramid.command)}
 </article>"""
 
 
@@ -225,7 +184,7 @@ def _measured(page: Page) -> str:
             for q in [system["quality"]]
         ]  # fmt: skip
         header = ("tokenizer", "kbit/s", "log-mel distance", "spectral convergence", "pitch within 20 cents", "ViSQOL")
-        parts.append(_table(header, rows))
+        parts.append(table(header, rows))
     if page.generator:
         rows = [
             (
@@ -237,16 +196,10 @@ def _measured(page: Page) -> str:
         header = ("notes", "N", "family found", "pitch within 50 cents", "Fréchet to real", "to reconstructions",
                   "precision", "recall")  # fmt: skip
         features = escape(page.generator["features"])
-        parts.append(f'{_table(header, rows)}\n<p class="dim">Judged by the shipped evaluator ({features}).</p>')
+        parts.append(f'{table(header, rows)}\n<p class="dim">Judged by the shipped evaluator ({features}).</p>')
     if not parts:
         return ""
     return (
         '\n<h2 id="measured">Measured</h2>\n<p>On held-out notes, by <code>audio-var evaluate</code>.</p>\n'
         + "\n".join(parts)
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="scroll"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'

@@ -32,11 +32,11 @@ import yaml
 
 from audio_var.cli.models import checkpoint_path, open_generator
 from audio_var.objective import AudioObjective
-from audio_var.reports import markdown_table
 from next_scale import sampling as sampling_module
 from next_scale.cli import Outputs, Parser, resolve_device, run_program, sample_seed, whole_number
 from next_scale.model import Generator, fingerprint
 from next_scale.predictors import next_scale as predictor_module
+from next_scale.report import markdown_table
 
 RECIPES = Path(__file__).parents[1] / "audio_notes"
 BATCH = 16

@@ -1,18 +1,15 @@
 """`audio-var fit` as a user runs it, from the recipes at reduced size: training, resuming, mistakes."""
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from audio_var.cli import main
 from next_scale.checkpoint import from_pretrained
-from recipes.check_debug import PROMISE, RECIPES, losses
+from recipes.check_debug import losses
 
 ROOT = Path(__file__).parents[2]
-NOTES = ROOT / "recipes" / "audio_notes"
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 SHORT = ["--data.batch_size", "2", "--trainer.limit_val_batches", "1", "--trainer.log_every_n_steps", "1", *QUIET]
 TINY = [*SHORT, "--model.start_samples", "8", "--model.quantize_after", "2", "--trainer.val_check_interval", "2"]
@@ -131,20 +128,3 @@ def test_usage(folder, capsys, arguments, code):
         assert left.code == code
     out = capsys.readouterr()
     assert "Traceback" not in out.err and ("usage" in out.out + out.err or "unknown stage 'nothing'" in out.err)
-
-
-@pytest.mark.parametrize("path", sorted(NOTES.glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_begin_with_their_command(path):
-    text = path.read_text(encoding="utf-8")
-    commands = re.findall(r"^# (audio-var fit .*)$", text, re.MULTILINE)
-    assert len(commands) == 1 and commands[0].endswith(f"--config recipes/audio_notes/{path.name}")
-    assert (NOTES / "README.md").read_text(encoding="utf-8").count(path.name) >= 1
-    assert yaml.safe_load(text)["seed_everything"] == 0
-
-
-def test_debug_recipes_state_what_they_must_reach():
-    readme = (NOTES / "README.md").read_text(encoding="utf-8")
-    for _, recipe in RECIPES:
-        name, percent = PROMISE.search((ROOT / "recipes" / recipe).read_text(encoding="utf-8")).groups()
-        row = next(line for line in readme.splitlines() if line.startswith(f"| `{Path(recipe).name}` |"))
-        assert f"{percent}%" in row and name == "train/loss"

@@ -1,5 +1,6 @@
 """The plumbing of command line programs: exit codes, staged output, conditions, seeds, devices."""
 
+import dataclasses
 import errno
 import os
 import signal
@@ -316,6 +317,10 @@ def test_sampling_options():
     assert sampling_options(parser.parse_args([]), base) == base
     args = parser.parse_args("--cfg 0 --no-cfg-ramp --temperature 1.5 --top-k 0 --top-p 0.9".split())
     assert sampling_options(args, base) == SamplingOptions(0.0, False, 1.5, 0, 0.9)
+    args = parser.parse_args("--smooth --cfg-scales 3".split())
+    assert sampling_options(args, base) == dataclasses.replace(base, smooth=True, cfg_scales=3)
+    stored = dataclasses.replace(base, smooth=True, cfg_scales=3)
+    assert sampling_options(parser.parse_args("--no-smooth --cfg-scales 0".split()), stored) == base
     with pytest.raises(UserError, match="temperature"):
         sampling_options(parser.parse_args(["--temperature", "-1"]), base)
 

@@ -1,5 +1,6 @@
 """The next-scale predictor in 1D and 2D: learning, consistency of its paths, exact likelihood, repeatable draws."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -68,7 +69,7 @@ def test_overfits_a_few_samples(schedule, options):
     assert time.monotonic() - start < 60
     out = model.loss(tokens, inputs, condition)
     assert out.accuracy.min() > 0.9 and out.per_scale.shape == (schedule.scales,)
-    again = model.generate(quantizer, condition, 30, SamplingOptions(temperature=0))
+    again = model.generate(quantizer, condition, 30, SamplingOptions(temperature=0)).tokens
     assert (again == tokens).float().mean() > 0.9  # greedy generation recalls them
 
 
@@ -84,7 +85,7 @@ def test_generation_agrees_with_teacher_forcing(schedule, cfg, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(model.transformer, "forward", spy)
-    tokens = model.generate(quantizer, condition, 3, SamplingOptions(temperature=0, cfg=cfg))
+    tokens = model.generate(quantizer, condition, 3, SamplingOptions(temperature=0, cfg=cfg)).tokens
     stepped = torch.cat(seen[: schedule.scales], 1)
     inputs = quantizer.teacher_forcing(tokens)
     with torch.no_grad():
@@ -113,7 +114,7 @@ def test_probabilities_of_all_pyramids_sum_to_one(schedule):
     assert total.max() > 2 * total.min()
     # ... and generation draws from this distribution
     condition = {name: index[:1].expand(4000) for name, index in condition.items()}
-    drawn = model.generate(quantizer, condition, 4000, seeds=0)
+    drawn = model.generate(quantizer, condition, 4000, seeds=0).tokens
     counts = torch.bincount(drawn @ torch.tensor([9, 3, 1]), minlength=27) / 4000
     assert (counts - total).abs().max() < 0.03
 
@@ -170,14 +171,114 @@ def test_the_condition_changes_the_output(schedule):
 def test_same_seed_same_pyramids_in_any_batch(schedule, options):
     schedule, quantizer, model = setup(schedule)
     condition, sampling = conditions(24), SamplingOptions(**options)
-    whole = model.generate(quantizer, condition, 24, sampling, seeds=5)
-    assert torch.equal(whole, model.generate(quantizer, condition, 24, sampling, seeds=5))
+    whole = model.generate(quantizer, condition, 24, sampling, seeds=5).tokens
+    assert torch.equal(whole, model.generate(quantizer, condition, 24, sampling, seeds=5).tokens)
     for size in (1, 5, 16):
         for start in range(0, 24, size):
             part = {name: index[start : start + size] for name, index in condition.items()}
             count = len(part["label"])
-            tokens = model.generate(quantizer, part, count, sampling, seeds=5 + start)
+            tokens = model.generate(quantizer, part, count, sampling, seeds=5 + start).tokens
             assert torch.equal(tokens, whole[start : start + size])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("options", [{}, {"cfg": 2.0, "top_k": 9, "top_p": 0.9}])
+def test_smooth_hands_on_mixtures(schedule, options):
+    schedule, quantizer, model = setup(schedule)
+    condition, sampling = conditions(5), SamplingOptions(smooth=True, **options)
+    whole = model.generate(quantizer, condition, 5, sampling, seeds=2)
+    assert (quantizer.decode(whole.tokens) - whole.latent).abs().amax((1, *range(2, whole.latent.dim()))).min() > 1e-3
+    for row in range(5):  # a sample is the same in any batch, to the last bit
+        alone = model.generate(
+            quantizer, {n: i[row : row + 1] for n, i in condition.items()}, 1, sampling, seeds=2 + row
+        )
+        assert torch.equal(alone.tokens[0], whole.tokens[row]) and torch.equal(alone.latent[0], whole.latent[row])
+    greedy = SamplingOptions(temperature=0)
+    plain, smooth = (
+        model.generate(quantizer, condition, 5, dataclasses.replace(greedy, smooth=smooth), seeds=2)
+        for smooth in (False, True)
+    )
+    assert torch.equal(plain.latent, smooth.latent) and torch.equal(plain.tokens, smooth.tokens)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_latent_is_that_of_the_tokens(schedule):
+    schedule, quantizer, model = setup(schedule)
+    for batch in (1, 4):
+        made = model.generate(quantizer, conditions(batch), batch, SamplingOptions(cfg=1.0), seeds=1)
+        assert made.latent.shape == (batch, 4, *schedule.grid) and not made.latent.is_inference()
+        assert torch.equal(made.latent, torch.cat([quantizer.decode(row) for row in made.tokens.split(1)]))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_guidance_of_leading_scales_only(schedule, monkeypatch):
+    """As guidance of all scales up to there, without guidance from there on, and with half the rows."""
+    schedule, quantizer, model = setup(schedule)
+    condition, rows = {"label": torch.tensor([0, 1, 2])}, []
+    forward = model.transformer.forward
+    monkeypatch.setattr(
+        model.transformer, "forward", lambda x, *args, **kwargs: rows.append(len(x)) or forward(x, *args, **kwargs)
+    )
+    options = {"temperature": 0, "cfg": 3.0, "cfg_ramp": False}
+    tokens = model.generate(quantizer, condition, 3, SamplingOptions(**options, cfg_scales=2)).tokens
+    assert rows[: schedule.scales] == [6, 6, 3, 3][: schedule.scales]
+    inputs = quantizer.teacher_forcing(tokens)
+    with torch.no_grad():
+        with_label, without = model(inputs, condition), model(inputs, {})
+    want = torch.where((schedule.level < 2)[:, None], 4 * with_label - 3 * without, with_label).argmax(-1)
+    assert torch.equal(tokens, want)
+    every = model.generate(quantizer, condition, 3, SamplingOptions(**options)).tokens
+    same = model.generate(quantizer, condition, 3, SamplingOptions(**options, cfg_scales=schedule.scales)).tokens
+    assert torch.equal(every, same) and not torch.equal(every, tokens)
+
+
+def test_guidance_towards_nothing_is_left_out():
+    schedule, quantizer, model = setup("1 2 4")
+    for condition in ({}, {"label": torch.tensor([-1, -1])}):
+        plain, guided = (model.generate(quantizer, condition, 2, SamplingOptions(cfg=cfg), seeds=3) for cfg in (0, 3))
+        assert torch.equal(plain.tokens, guided.tokens)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("options", [{}, {"cfg": 2.0, "smooth": True}, {"temperature": 0}])
+def test_forced_tokens_stay_and_the_others_follow(schedule, options):
+    schedule, quantizer, model = setup(schedule)
+    condition, sampling = conditions(6), SamplingOptions(**options)
+    known = torch.randint(16, (6, schedule.length))
+    free = model.generate(quantizer, condition, 6, sampling, seeds=1)
+
+    def force(forced, rows=slice(6), seed=1):
+        some = {name: index[rows] for name, index in condition.items()}
+        count = len(some["label"])
+        return model.generate(quantizer, some, count, sampling, None, seed, known[rows], forced[rows])
+
+    nothing, everything = torch.zeros(known.shape, dtype=torch.bool), torch.ones(known.shape, dtype=torch.bool)
+    made = force(nothing)
+    assert torch.equal(made.tokens, free.tokens) and torch.equal(made.latent, free.latent)
+    made = force(everything)
+    assert torch.equal(made.tokens, known)
+    torch.testing.assert_close(made.latent, quantizer.decode(known))
+    # a part of the last scale: what is drawn before and beside it stays, for the noise is the same
+    part = nothing.clone()
+    part[:, -schedule.counts[-1] :: 2] = True
+    made = force(part)
+    assert torch.equal(made.tokens, torch.where(part, known, free.tokens))
+    # the first scale: what follows depends on it
+    first = nothing.clone()
+    first[:, : schedule.counts[0]] = True
+    made = force(first)
+    assert torch.equal(made.tokens[first], known[first]) and not torch.equal(made.tokens[~first], free.tokens[~first])
+    for row in range(6):
+        alone = force(first, slice(row, row + 1), 1 + row)
+        assert torch.equal(alone.tokens[0], made.tokens[row]) and torch.equal(alone.latent[0], made.latent[row])
+
+
+def test_forcing_needs_fitting_tensors():
+    schedule, quantizer, model = setup("1 2 4")
+    known, forced = torch.zeros(2, 7, dtype=torch.int64), torch.zeros(2, 7, dtype=torch.bool)
+    for options in ({"known": known}, {"forced": forced}, {"known": known[:1], "forced": forced}):
+        with pytest.raises(ValueError, match=r"belong together and have shape \(2, 7\)"):
+            model.generate(quantizer, {}, 2, **options)
 
 
 def test_close_calls_are_drawn_alone(monkeypatch):
@@ -186,7 +287,7 @@ def test_close_calls_are_drawn_alone(monkeypatch):
     monkeypatch.setattr("next_scale.predictors.next_scale.TOLERANCE", 1e9)
     condition, calls = conditions(3), []
     inner = model._generate
-    monkeypatch.setattr(model, "_generate", lambda *args: calls.append(len(args[-1])) or inner(*args))
+    monkeypatch.setattr(model, "_generate", lambda *args: calls.append(len(args[3])) or inner(*args))
     model.generate(quantizer, condition, 3, seeds=[9, 1, 4])
     assert calls == [3, 1, 1, 1]
 
@@ -195,7 +296,7 @@ def test_seeds_and_generators():
     schedule, quantizer, model = setup("1 2 4")
 
     def draw(**options):
-        return model.generate(quantizer, {}, 4, **options)
+        return model.generate(quantizer, {}, 4, **options).tokens
 
     assert torch.equal(draw(seeds=3), draw(seeds=[3, 4, 5, 6]))
     assert torch.equal(draw(seeds=3), draw(seeds=torch.arange(3, 7)))
@@ -213,10 +314,10 @@ def test_seeds_and_generators():
 def test_generation_leaves_the_mode_and_gives_plain_tensors():
     schedule, quantizer, model = setup("1 2 4", dropout=0.5)
     model.train()
-    tokens = model.generate(quantizer, {}, 2, SamplingOptions(temperature=0))
+    tokens = model.generate(quantizer, {}, 2, SamplingOptions(temperature=0)).tokens
     assert model.training and not tokens.is_inference() and tokens.dtype == torch.int64
     model.eval()
-    assert torch.equal(tokens, model.generate(quantizer, {}, 2, SamplingOptions(temperature=0)))
+    assert torch.equal(tokens, model.generate(quantizer, {}, 2, SamplingOptions(temperature=0)).tokens)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

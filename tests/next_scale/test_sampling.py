@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from next_scale.errors import UserError
-from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample
+from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample, soften
 
 
 def kept_codes(logits, top_k, top_p):
@@ -94,6 +94,23 @@ def test_sure_draws_survive_small_changes(options):
     assert not (changed & sure).any()  # ... and each was foreseen
 
 
+@pytest.mark.parametrize("options", [{}, {"top_k": 9}, {"top_p": 0.8, "temperature": 0.7}])
+@pytest.mark.parametrize("ratio, tau", [(0.0, 0.27), (0.5, 0.14175), (1.0, 0.0135)])
+def test_mixtures(options, ratio, tau):
+    torch.manual_seed(0)
+    options, logits = SamplingOptions(**options), torch.randn(2, 3, 20)
+    noise = NoiseStreams([0, 1]).gumbel(3, 20)
+    tokens, weights = soften(logits, options, noise, ratio)
+    z = logits / options.temperature
+    for row in range(2):
+        for i, keep in enumerate(kept_codes(z[row], options.top_k, options.top_p)):
+            keep = sorted(keep)
+            want = torch.zeros(20)
+            want[keep] = ((z[row, i] * (1 + ratio) + noise[row, i]) / tau)[keep].softmax(0)
+            torch.testing.assert_close(weights[row, i], want)
+    assert torch.equal(tokens, weights.argmax(-1))
+
+
 def test_guide():
     torch.manual_seed(0)
     a, b = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
@@ -105,12 +122,16 @@ def test_strength_ramps():
     assert [SamplingOptions(cfg=3.0).strength(k, 4) for k in range(4)] == [0, 1, 2, 3]
     assert [SamplingOptions(cfg=3.0, cfg_ramp=False).strength(k, 4) for k in range(4)] == [3, 3, 3, 3]
     assert SamplingOptions(cfg=3.0).strength(0, 1) == 3
+    assert [SamplingOptions(cfg=3.0, cfg_scales=2).strength(k, 4) for k in range(4)] == [0, 1, 0, 0]
+    assert [SamplingOptions(cfg=3.0, cfg_scales=2).guided(k) for k in range(4)] == [True, True, False, False]
+    assert not SamplingOptions(cfg=0.0, cfg_scales=2).guided(0)
 
 
 @pytest.mark.parametrize("options, message", [
     ({"cfg": -1}, "cfg must be from 0 to 100, got -1"),
     ({"temperature": float("nan")}, "temperature must be from 0 to 100"),
     ({"top_k": -2}, "top-k must be a whole number, 0 or more"), ({"top_k": 1.5}, "top-k must be a whole number"),
+    ({"cfg_scales": -1}, "cfg-scales must be a whole number, 0 or more, got -1"),
     ({"top_p": 1.1}, "top-p must be from 0 to 1"), ({"top_p": float("nan")}, "top-p must be from 0 to 1"),
 ])  # fmt: skip
 def test_bad_options(options, message):

@@ -89,3 +89,18 @@ def test_refused_strides(strides):
 def test_a_length_that_strides_do_not_divide():
     with pytest.raises(UserError, match="coarsest stride 8"):
         StrideSchedule((8, 4, 2, 1)).at((12,))
+
+
+def test_masks_shrink_by_area():
+    line = torch.tensor([[1, 1, 1, 0, 0, 1, 0, 0]], dtype=torch.bool)
+    shrunk = Schedule.parse("1 2 4 8").shrink_mask(line)
+    assert shrunk.dtype == torch.bool and shrunk.int().tolist() == [[0, 1, 0, 1, 0, 0, 0, 1, 1, 1, 0, 0, 1, 0, 0]]
+    grid = torch.zeros(2, 4, 4, dtype=torch.bool)
+    grid[0, :, 1:] = True
+    grid[1, :3, :2] = True
+    schedule = Schedule.parse("1x1 2x2 3x3 4x4")
+    scales = [part.int().tolist() for part in schedule.split(schedule.shrink_mask(grid))]
+    assert scales[0] == [[1], [0]]
+    assert scales[1] == [[0, 1, 0, 1], [1, 0, 0, 0]]  # exactly half is not enough
+    assert scales[2] == [[0, 1, 1] * 3, [1, 0, 0, 1, 0, 0, 0, 0, 0]]
+    assert scales[3] == grid.flatten(1).int().tolist()

@@ -1,0 +1,133 @@
+"""Weights that others published: found, read without running anything in them, and checked tensor by tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor, nn
+
+from next_scale.errors import UserError
+
+
+def need(module: str, package: str) -> ModuleType:
+    """Import an optional module. Raises UserError with the pip command where its package is not installed."""
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"this codec needs the package {package} ({error}): pip install {package}") from error
+
+
+def hub_file(repository: str, name: str) -> Path:
+    """A file of a Hugging Face repository, from the local cache or the network.
+
+    Raises:
+        UserError: the hub cannot be reached or has no such file.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repository, name))
+    except Exception as error:  # whatever the network and its libraries raise
+        cause = f"there is no folder {repository} here, and the hub did not give its {name}"
+        raise UserError(f"{cause} ({first_line(error)}): download it elsewhere and name its folder") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, cut to one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def read_json(path: str | Path) -> dict:
+    """A JSON object. Raises UserError where the file holds none."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable JSON ({first_line(error)}): download it again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object: download it again")
+    return value
+
+
+def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
+    """Tensors of a ``.safetensors`` file or of one that ``torch.save`` wrote, and what is stored beside them.
+
+    The latter is unpickled by PyTorch's restricted reader, which makes tensors, numbers, texts and containers and runs
+    nothing. Weights in a dictionary's ``state_dict`` are found there.
+
+    Returns:
+        name -> tensor, and the file's metadata ({} without).
+
+    Raises:
+        UserError: missing, damaged, holding anything that would have to be run, or no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no file {path}: check the path")
+    metadata: dict = {}
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a reader meets arbitrary bytes here: it raises almost anything
+        raise UserError(f"{path} is no whole file of weights ({first_line(error)[:160]}): download it again") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        metadata, state = state.get("metadata") or {}, state["state_dict"]
+    if not isinstance(state, dict) or not state:
+        raise UserError(f"{path} holds no named tensors: give a file of weights")
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(f"{path}: the entry {name!r} is no tensor: give a file of weights")
+    return dict(state), metadata if isinstance(metadata, dict) else {}
+
+
+def fill(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Copy every tensor into the model. Weight norm may be written the old way (``weight_g``) or the new way.
+
+    Raises:
+        UserError: a tensor that is missing, left over, of another shape, or not finite, by name.
+    """
+    own = model.state_dict()
+    state = _weight_norm_as_in(state, own)
+    for name, tensor in own.items():
+        if name not in state:
+            raise UserError(f"{source} lacks the tensor {name}")
+        if state[name].shape != tensor.shape:
+            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            raise UserError(f"{source}: {name} has shape {found}, expected {wanted}")
+        if state[name].is_floating_point() and not state[name].isfinite().all():
+            raise UserError(f"{source}: {name} has values that are not finite")
+    if extra := sorted(set(state) - set(own)):
+        raise UserError(f"{source} has a tensor that the model does not: {extra[0]}")
+    model.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in own.items()})
+
+
+_OLD_NEW = ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", ".parametrizations.weight.original1"))
+
+
+def _weight_norm_as_in(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under the names that the model gives to magnitudes and directions of weight norm."""
+    renamed = {}
+    for name, tensor in state.items():
+        for pair in (*_OLD_NEW, *(pair[::-1] for pair in _OLD_NEW)):
+            other = name.removesuffix(pair[0]) + pair[1]
+            if name.endswith(pair[0]) and name not in own and other in own:
+                name = other
+        renamed[name] = tensor
+    return renamed
+
+
+def digest_of(model: nn.Module) -> Tensor:
+    """SHA-256 of a model's tensors and their names: (32,) uint8."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)

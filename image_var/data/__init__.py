@@ -1,0 +1,1 @@
+"""Image data sets: Fashion-MNIST and folders of files."""

@@ -1,0 +1,1 @@
+"""Reports on trained models: what they measure, as data, tables and pictures."""

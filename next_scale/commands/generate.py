@@ -1,0 +1,144 @@
+"""``generate``: samples from a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from next_scale.cli import (
+    DEFAULT,
+    MOST_SAMPLES,
+    Outputs,
+    add_condition_options,
+    add_int8_option,
+    add_model_options,
+    add_sampling_options,
+    as_generator,
+    condition_stem,
+    condition_values,
+    progress,
+    requested_conditions,
+    sample_seed,
+    sampling_options,
+    whole_number,
+)
+from next_scale.commands.backend import Backend, Tile
+from next_scale.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from next_scale.condition import ConditionSpec
+    from next_scale.model import Generator
+    from next_scale.sampling import SamplingOptions
+
+_LISTED = 20  # samples named in the output one by one
+
+
+def add_parser(subparsers: argparse._SubParsersAction, backend: Backend, description: str, epilog: str) -> None:
+    """Add ``generate`` for a backend."""
+    parser = subparsers.add_parser("generate", description=description, epilog=epilog)
+    parser.add_argument(
+        "--out", default=backend.folder, metavar="FOLDER", help="created if missing (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--count",
+        type=whole_number(1, MOST_SAMPLES),
+        default=1,
+        metavar="N",
+        help=f"{backend.samples} a condition (default: 1)",
+    )
+    parser.add_argument("--format", choices=backend.formats, default=backend.formats[0], help="default: %(default)s")
+    parser.add_argument(
+        f"--{backend.sheet_option}",
+        dest="sheet",
+        metavar="FILE.png",
+        help=backend.sheet_help,
+        **({"nargs": "?", "const": ""} if backend.sheet_file else {}),
+    )
+    backend.add_generate_options(parser)
+    add_condition_options(parser, backend.fields)
+    add_sampling_options(parser)
+    add_int8_option(parser)
+    add_model_options(parser)
+    parser.set_defaults(run=partial(run, backend=backend))
+
+
+def run(args: argparse.Namespace, backend: Backend) -> None:
+    """Generate, write, and say where."""
+    out = Path(args.out)
+    sheet = _sheet(args, backend)
+    model = as_generator(backend.open_model(args.checkpoint, args.device), args.checkpoint or DEFAULT)
+    model.pack(args.int8)
+    spec, tokenizer = model.condition_spec, model.tokenizer
+    options = sampling_options(args, model.sampling)
+    conditions = requested_conditions(args, spec)
+    if len(conditions) * args.count > MOST_SAMPLES:
+        raise UserError(
+            f"more than {MOST_SAMPLES:,} {backend.samples} asked for; give fewer conditions or a lower --count"
+        )
+    jobs = [(condition, number) for condition in conditions for number in range(args.count)]
+    names = [f"{condition_stem(spec, condition)}_s{args.seed}_{number:03}" for condition, number in jobs]
+    tiles: list[Tile] = []
+    with Outputs() as outputs, progress("generating", len(jobs)) as advance:
+        outputs.folder(out)
+        drawn = outputs.file(sheet) if sheet else None
+        samples = _samples(model, jobs, args.seed, options, args.batch_size)
+        for name, (condition, _), sample in zip(names, jobs, samples, strict=True):
+            sample = backend.finish(sample, args)
+            backend.write(outputs.file(out / f"{name}.{args.format}"), sample, tokenizer)
+            if drawn and len(tiles) < backend.most_tiles(sample):
+                tiles.append(Tile(name, _text(spec, condition), sample))
+            advance(1)
+        if drawn:
+            backend.draw(drawn, tiles, args.count, tokenizer)
+    for name in names[:_LISTED]:
+        print(out / f"{name}.{args.format}")
+    if len(names) > _LISTED:
+        print(f"... and {len(names) - _LISTED} more")
+    noun = backend.sample if len(names) == 1 else backend.samples
+    size = backend.size_text(sample, tokenizer)
+    print(f"{len(names)} {noun} of {size} in {out}: {_summary(spec, conditions)} (seed {args.seed})")
+    if sheet:
+        print(f"{backend.sheet} of {len(tiles)} in {sheet}")
+
+
+def _sheet(args: argparse.Namespace, backend: Backend) -> Path | None:
+    """Where the sheet goes that was asked for."""
+    if args.sheet is None:
+        return None
+    sheet = Path(args.sheet or Path(args.out, backend.sheet_file))
+    backend.check_sheet(sheet)
+    return sheet
+
+
+def _samples(
+    model: Generator, jobs: list[tuple[dict[str, int], int]], seed: int, options: SamplingOptions, batch_size: int
+) -> Iterator[Tensor]:
+    """The sample (C, ...) of every job, a condition and a number."""
+    from next_scale.condition import collate_conditions
+
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        condition = collate_conditions([condition for condition, _ in batch], model.condition_spec)
+        samples, _ = model.generate(condition, [sample_seed(seed, number) for _, number in batch], options)
+        yield from samples.cpu()
+
+
+def _text(spec: ConditionSpec, condition: dict[str, int]) -> str:
+    """``flute, pitch 60``: a condition for people, names as they are."""
+    values = condition_values(spec, condition).items()
+    return ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in values)
+
+
+def _summary(spec: ConditionSpec, conditions: list[dict[str, int]]) -> str:
+    """``label flute, brass; pitch 60``: the values in use, field by field."""
+    parts = []
+    for field in spec:
+        values = dict.fromkeys(condition_values(spec, condition).get(field) for condition in conditions)
+        if None not in values:
+            parts.append(f"{field} {', '.join(map(str, values))}")
+    return "; ".join(parts) or "no condition"

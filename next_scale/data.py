@@ -1,0 +1,81 @@
+"""What the data modules of all modalities share: batches of the three splits of a data set."""
+
+import logging
+from abc import abstractmethod
+
+import lightning
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from next_scale.condition import ConditionSpec
+from next_scale.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class SampleDataModule(lightning.LightningDataModule):
+    """Batches {"sample": float32 (B, ...), "condition": {field: int64 (B,)}} of the three splits of a data set.
+
+    A subclass says how a split is opened (`_open`) and what the data is called (`name`).
+
+    Args:
+        batch_size: B. num_workers: loader processes; 0 reads in the training process.
+        seed: of the order of the batches, and of what is random in the samples.
+    """
+
+    def __init__(self, batch_size: int, num_workers: int, seed: int):
+        super().__init__()
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self._datasets: dict[str, Dataset] = {}
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the data, for files made from it."""
+
+    @abstractmethod
+    def _open(self, split: str) -> Dataset:
+        """The data set of a split, with ``condition_spec``. Raises UserError where there is none."""
+
+    @property
+    def condition_spec(self) -> ConditionSpec:
+        """Field name -> its values, in the order of the indices in a batch."""
+        return self.dataset("train").condition_spec
+
+    def dataset(self, split: str) -> Dataset:
+        """The data set of "train", "validation" or "test", opened once."""
+        if split not in self._datasets:
+            self._datasets[split] = self._open(split)
+        return self._datasets[split]
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.dataset("train")
+        # The generator also seeds what is random in each worker, anew each epoch.
+        generator = torch.Generator().manual_seed(self.seed)
+        drop_last = len(dataset) >= self.batch_size  # equal batches, but never none
+        return self._loader(dataset, shuffle=True, drop_last=drop_last, generator=generator)
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._held_out("validation")
+
+    def test_dataloader(self) -> DataLoader | list:
+        return self._held_out("test")
+
+    def _held_out(self, split: str) -> DataLoader | list:
+        try:
+            return self._loader(self.dataset(split), shuffle=False)
+        except UserError as error:
+            # A small folder may leave a held-out split empty: that is no reason not to train on it.
+            self.dataset("train")
+            logger.warning("no %s data: %s", split, error)
+            return []
+
+    def _loader(self, dataset: Dataset, **options) -> DataLoader:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            **options,
+        )

@@ -1,0 +1,61 @@
+"""Files of users: clear refusals when reading, and writing whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+from next_scale.errors import UserError
+
+
+def check_readable(path: str | os.PathLike, kind: str, mend: str) -> None:
+    """Check that a path names a regular file that holds something and may be read.
+
+    Args:
+        kind: what the file should be, with its article, such as "a recording".
+        mend: what to do about an empty file, such as "record it again".
+
+    Raises:
+        UserError: a folder, missing, a device or pipe, empty, or forbidden.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name {kind} in it")
+    if not path.exists():
+        raise UserError(f"there is no file {path}: check the path")
+    if not path.is_file():
+        raise UserError(f"{path} is not a regular file: give {kind}")
+    try:
+        if path.stat().st_size == 0:
+            raise UserError(f"{path} is empty (0 bytes): {mend}")
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def write_whole(path: str | os.PathLike, data: bytes | memoryview) -> None:
+    """Write a file beside its target under another name, and move it over the target.
+
+    Raises:
+        UserError: a folder in its place, a missing folder, a full disk, or anything else that stops it.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a file to write")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent}: create it or write elsewhere")
+    partial = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        try:
+            with partial.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error

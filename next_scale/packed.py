@@ -1,0 +1,97 @@
+"""Linear layers that only generate: weights in the layout that the CPU multiplies fastest, or as 8-bit integers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from next_scale.errors import UserError
+
+_LEAST = 1 << 16  # weights of a layer below which the layout does not pay
+_ROWS = 64  # that the layout is made for; measured as fast for any other number
+
+
+class PackedLinear(nn.Module):
+    """A linear layer for inference on the CPU in float32, whose weight is in oneDNN's own layout.
+
+    Measured on an AMD EPYC against the layout of `torch.nn.Linear`, which MKL multiplies: 1.2 times faster at 512
+    rows, 1.7 at 18. The results differ by rounding.
+
+    Args:
+        weight: (N, D); not kept.
+        bias: (N,) or None.
+        gelu: apply the tanh approximation of GELU, on the way out of the caches.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+        self.bias = None if bias is None else bias.detach().clone()
+        self.after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., N)."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, *self.after)
+
+    def _save_to_state_dict(self, *_: object) -> None:
+        raise RuntimeError("this model is packed for generation and can no longer be saved: save it before")
+
+
+class Int8Linear(PackedLinear):
+    """A linear layer whose weights are 8-bit integers with a scale an output, and its inputs 8 bits while it computes.
+
+    The inputs' range is taken from each call. On CPUs with 8-bit dot products (AVX512-VNNI) three to four times faster
+    than float32, in a quarter of the memory; every layer's output is off by about 1%.
+
+    Args:
+        weight, bias, gelu: as above.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+        nn.Module.__init__(self)
+        weight = weight.detach()
+        self.scale = (weight.abs().amax(1) / 127).clamp_min(1e-12)
+        whole = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(whole, [_ROWS, weight.shape[1]])
+        self.zero = torch.zeros(len(weight), dtype=torch.int32)
+        self.bias = None if bias is None else bias.detach().clone()
+        self.after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., N)."""
+        low, high = (edge.item() for edge in x.aminmax())
+        low, high = min(low, 0.0), max(high, 0.0)
+        step = max((high - low) / 255, 1e-12)
+        zero = round(-low / step)
+        whole = (x / step).round_().add_(zero).clamp_(0, 255).to(torch.uint8)
+        return torch.ops.onednn.qlinear_pointwise(
+            whole, step, zero, self.weight, self.scale, self.zero, self.bias, 1.0, 0, torch.float32, *self.after
+        )
+
+
+def pack_linear(layer: nn.Module, int8: bool = False, gelu: bool = False, bias: Tensor | None = None) -> nn.Module:
+    """A linear layer for generation in place of `layer`.
+
+    Args:
+        layer: an `nn.Linear`; one that is packed already stays.
+        int8: 8-bit integers, see :class:`Int8Linear`; else float32, see :class:`PackedLinear`.
+        gelu: apply GELU after it.
+        bias: in place of the layer's own.
+
+    Returns:
+        The packed layer; `layer` itself (followed by GELU) on a GPU, in another dtype, or where packing does not pay.
+
+    Raises:
+        UserError: 8-bit integers were asked for and do not work here.
+    """
+    if isinstance(layer, PackedLinear):
+        return layer
+    weight, bias = layer.weight, layer.bias if bias is None else bias
+    here = weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+    if int8:
+        if not here:
+            raise UserError("8-bit integers need a model in float32 on an x86 CPU: leave int8 out or use --device cpu")
+        return Int8Linear(weight, bias, gelu)
+    if not here or weight.numel() < _LEAST:
+        return nn.Sequential(layer, nn.GELU(approximate="tanh")) if gelu else layer
+    return PackedLinear(weight, bias, gelu)
