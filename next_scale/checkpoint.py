@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from next_scale.errors import UserError
+from next_scale.loading import load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
+from next_scale.predictors.any_length import AnyLength
 from next_scale.predictors.next_scale import NextScale
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
@@ -152,7 +154,9 @@ def _build(config: dict, path: Path) -> Tokenizer | Generator:
         tokenizer = Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
         if config["kind"] == "tokenizer":
             return tokenizer
-        predictor = NextScale.from_config(config["predictor"])
+        kind = AnyLength if "strides" in config["predictor"] else NextScale
+        with without_weights():  # of a codec, which may bring its own, there are few
+            predictor = kind.from_config(config["predictor"])
         return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _unbuildable(path, error) from error
@@ -171,4 +175,4 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
             raise UserError(f"{path}: {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
     if extra := sorted(set(state) - set(own)):
         raise UserError(f"{path} has a tensor that the model does not: {extra[0]}")
-    model.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in own.items()})
+    load_weights(model, state)

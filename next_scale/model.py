@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from next_scale.condition import ConditionSpec
+from next_scale.predictors.any_length import AnyLength
 from next_scale.predictors.next_scale import NextScale
 from next_scale.sampling import SamplingOptions
 from next_scale.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ class Generator(nn.Module):
     Shape notation: B batch, L tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, predictor: NextScale, sampling: SamplingOptions | None = None):
+    def __init__(self, tokenizer: Tokenizer, predictor: NextScale | AnyLength, sampling: SamplingOptions | None = None):
         super().__init__()
         self.tokenizer, self.predictor = tokenizer, predictor
         self.sampling = sampling or SamplingOptions()
@@ -58,6 +59,7 @@ class Generator(nn.Module):
         sampling: SamplingOptions | None = None,
         known: Tensor | None = None,
         forced: Tensor | None = None,
+        grid: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw one sample a seed.
 
@@ -67,13 +69,15 @@ class Generator(nn.Module):
             known, forced: tokens (B, L) int64 to keep and where, (B, L) bool, to change a part of something that
                 exists, see :meth:`next_scale.predictors.next_scale.NextScale.generate`.
 
+            grid: size of the full grid, for a predictor of any length only; by default its own.
+
         Returns:
             Decoded samples (B, ...) and their tokens (B, L) int64. With `sampling.smooth` the samples are decoded from
             mixtures of codes, of which the tokens are only the heaviest.
         """
         drawn = self.predictor.generate(
             self.tokenizer.quantizer, condition, len(seeds), sampling or self.sampling,
-            seeds=seeds, known=known, forced=forced,
+            seeds=seeds, known=known, forced=forced, **({} if grid is None else {"grid": grid}),
         )  # fmt: skip
         # One at a time: matrix products round differently in a batch, and a decoder may amplify that.
         return torch.cat([self.tokenizer.autoencoder.decode(row) for row in drawn.latent.split(1)]), drawn.tokens

@@ -296,16 +296,19 @@ class MultiScaleQuantizer(nn.Module):
 
         Args:
             scales: use this many leading scales only; all by default.
-            grid: size of the full grid; needed with a `StrideSchedule` only.
+            grid: size of the full grid; a `StrideSchedule` in two dimensions needs it, in one the number of tokens
+                tells.
         """
-        schedule = self._schedule_of(grid)
+        schedule = self._schedule_of(grid, tokens.shape[1])
         total = self.initial_latent(tokens.shape[0], schedule.grid)
         for k, ids in enumerate(schedule.split(tokens)[:scales]):
             total = total + self._contribution(ids, k, schedule.sizes[k], schedule.grid)
         return self.project_out(total)
 
-    def _schedule_of(self, grid: tuple[int, ...] | None) -> Schedule:
+    def _schedule_of(self, grid: tuple[int, ...] | None, length: int | None = None) -> Schedule:
         if grid is None and isinstance(self.schedule, StrideSchedule):
+            if length is not None and self.dim == 1:
+                return self.schedule.of_length(length)
             raise UserError("strides fit any length: say which with grid=")
         return self.schedule if grid is None else self.schedule_at(grid)
 
@@ -340,11 +343,12 @@ class MultiScaleQuantizer(nn.Module):
 
         Args:
             tokens: (B, L) int64.
+            grid: see :meth:`decode`.
 
         Returns:
             (B, L - n_0, channels).
         """
-        schedule = self._schedule_of(grid)
+        schedule = self._schedule_of(grid, tokens.shape[1])
         latent = self.initial_latent(tokens.shape[0], schedule.grid)
         inputs = []
         for k, ids in enumerate(schedule.split(tokens)[:-1]):

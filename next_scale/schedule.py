@@ -164,3 +164,24 @@ class StrideSchedule:
         if any(g % self.strides[0] for g in grid):
             raise UserError(f"a grid of {tuple(grid)} is no multiple of the coarsest stride {self.strides[0]}: pad it")
         return Schedule(tuple(tuple(g // s for g in grid) for s in self.strides))
+
+    def of_length(self, length: int, without_first: bool = False) -> Schedule:
+        """The schedule in one dimension of a pyramid of so many tokens, or of so many beside those of the first scale.
+
+        Raises:
+            UserError: no pyramid of these strides has so many.
+        """
+        unit = sum(self.strides[0] // stride for stride in self.strides) - without_first
+        if length < 1 or length % unit:
+            raise UserError(f"{length} tokens are no pyramid of strides {list(self.strides)}")
+        return self.at((length // unit * self.strides[0],))
+
+
+def parse_schedule(text: str | Sequence) -> Schedule | StrideSchedule:
+    """Read ``"strides 8 4 2 1"`` as strides for any length, and everything else as :meth:`Schedule.parse` does."""
+    if not isinstance(text, str) or not text.startswith("strides"):
+        return Schedule.parse(text)
+    try:
+        return StrideSchedule(tuple(int(part) for part in text.removeprefix("strides").replace(",", " ").split()))
+    except ValueError:
+        raise UserError(f"cannot read {text!r} as strides; write 'strides 8 4 2 1'") from None

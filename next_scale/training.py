@@ -14,10 +14,11 @@ from torch.utils.data import DataLoader
 from next_scale.checkpoint import from_pretrained, save_pretrained
 from next_scale.errors import UserError
 from next_scale.model import Generator, tokenizer_of
+from next_scale.predictors.any_length import AnyLength
 from next_scale.predictors.next_scale import NextScale
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
-from next_scale.schedule import Schedule
+from next_scale.schedule import Schedule, parse_schedule
 from next_scale.tokenizer import Tokenizer
 
 # what a recipe may set: typed, so that values on the command line are read as numbers
@@ -109,7 +110,7 @@ class TokenizerModule(ScheduledModule):
         objective: ``objective(autoencoder, x, latent) -> (loss, logs)`` and ``discriminator`` (a module or None); with
             one also ``adversarial(autoencoder, x, latent) -> (loss, logs, fake)``, the same loss with the judgement of
             ``fake`` added, and ``discriminator_loss(x, fake)``.
-        schedule: scales, such as ``"1 2 4 8"`` or ``"1x1 2x2"``.
+        schedule: scales, such as ``"1 2 4 8"`` or ``"1x1 2x2"``, or ``"strides 8 4 2 1"`` for any length.
         quantizer: further arguments of :class:`next_scale.quantizer.MultiScaleQuantizer`.
         start_from: checkpoint of a tokenizer of the same sizes, whose weights this training starts from.
         quantize_after: steps before the quantizer starts.
@@ -143,7 +144,7 @@ class TokenizerModule(ScheduledModule):
         super().__init__(lr, betas, weight_decay, warmup, final_lr)
         if settle_at is not None and settle_at <= quantize_after:
             raise UserError(f"settle_at {settle_at} must come after quantize_after {quantize_after}")
-        quantizer = MultiScaleQuantizer(Schedule.parse(schedule), autoencoder.latent_channels, **(quantizer or {}))
+        quantizer = MultiScaleQuantizer(parse_schedule(schedule), autoencoder.latent_channels, **(quantizer or {}))
         self.tokenizer = Tokenizer(autoencoder, quantizer)
         if start_from is not None:
             self._start_from(start_from)
@@ -289,7 +290,8 @@ class PredictorModule(ScheduledModule):
     Args:
         tokenizer: checkpoint of the tokenizer; it gives the schedule, the codebook size and the predictor's inputs.
         condition_spec: fields and values of the conditions; recipes link it to the data's.
-        predictor: further arguments of :class:`next_scale.predictors.next_scale.NextScale`.
+        predictor: further arguments of :class:`next_scale.predictors.next_scale.NextScale`, or, on a tokenizer of
+            strides, of :class:`next_scale.predictors.any_length.AnyLength`.
         sampling: options to store with the model as its defaults, see :class:`next_scale.sampling.SamplingOptions`.
         lr, betas, weight_decay, warmup, final_lr: see :class:`ScheduledModule`.
     """
@@ -310,9 +312,8 @@ class PredictorModule(ScheduledModule):
         self.frozen = tokenizer_of(from_pretrained(tokenizer))
         self.frozen.requires_grad_(False)
         quantizer = self.frozen.quantizer
-        if not isinstance(quantizer.schedule, Schedule):
-            raise UserError(f"the tokenizer {tokenizer} has strides for any length; a predictor needs fixed sizes")
-        self.predictor = NextScale(
+        kind = NextScale if isinstance(quantizer.schedule, Schedule) else AnyLength
+        self.predictor = kind(
             quantizer.schedule, quantizer.codebook_size, quantizer.channels, condition_spec, **(predictor or {})
         )
         self.predictor.start_from(quantizer)
@@ -328,8 +329,11 @@ class PredictorModule(ScheduledModule):
 
     def _loss(self, batch: dict):
         self.frozen.eval()
-        inputs = self.frozen.quantizer.teacher_forcing(batch["tokens"])
-        return self.predictor.loss(batch["tokens"], inputs, batch["condition"])
+        tokens = batch["tokens"]
+        if isinstance(self.predictor, AnyLength):  # what it generates where it is asked for no length
+            self.predictor.grid = self.predictor.strides.of_length(tokens.shape[1]).grid
+        inputs = self.frozen.quantizer.teacher_forcing(tokens)
+        return self.predictor.loss(tokens, inputs, batch["condition"])
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         out = self._loss(batch)

@@ -15,6 +15,8 @@ COMMANDS = {
     "data": ("data", "make and inspect data sets"),
     "fit": ("fit", "train a tokenizer or a next-scale model from a recipe"),
     "evaluate": ("evaluate", "measure a tokenizer or a model on held-out audio"),
+    "codec-report": ("codec_report", "codecs side by side on recordings: distortion, rate, speed"),
+    "codec-import": ("codec_report", "a published codec as a checkpoint, its own codebooks as scales"),
 }
 
 _PROGRAM = Program(

@@ -69,11 +69,12 @@ def schedule_of(tokenizer: Tokenizer, samples: int | None = None) -> Schedule:
     schedule, codec = tokenizer.quantizer.schedule, tokenizer.autoencoder
     if isinstance(schedule, Schedule):
         return schedule
-    unit = schedule.strides[0] * codec.hop  # samples of a token of the coarsest scale
+    frames = math.lcm(schedule.strides[0], codec.multiple)  # of the latent, for which both fit
+    unit = frames * codec.hop
     count = max(1, round(_SECONDS * codec.sample_rate / unit))
     if samples is not None:
         count = min(count, math.ceil(samples / unit))
-    return schedule.at((schedule.strides[0] * count,))
+    return schedule.at((frames * count,))
 
 
 def windows_for(tokenizer: Tokenizer, samples: int) -> Windows:

@@ -98,18 +98,6 @@ class AnyLength(nn.Module):
         """See :meth:`next_scale.predictors.next_scale.NextScale.start_from`."""
         self.shared.start_from(quantizer)
 
-    def grid_of(self, length: int, without_first: bool = False) -> tuple[int]:
-        """Size of the full grid of a pyramid of so many tokens, or of so many beside those of the first scale.
-
-        Raises:
-            UserError: no pyramid of these strides has so many.
-        """
-        coarsest = self.strides.strides[0]
-        unit = sum(coarsest // stride for stride in self.strides.strides) - without_first
-        if length < 1 or length % unit:
-            raise UserError(f"{length} tokens are no pyramid of strides {list(self.strides.strides)}")
-        return (length // unit * coarsest,)
-
     def at(self, grid: Sequence[int] | None = None) -> NextScale:
         """A predictor of fixed length that shares all weights with this one, and its gradients.
 
@@ -142,15 +130,15 @@ class AnyLength(nn.Module):
 
     def forward(self, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """As :meth:`next_scale.predictors.next_scale.NextScale.forward`, at the length of the inputs."""
-        return self.at(self.grid_of(inputs.shape[1], without_first=True))(inputs, condition)
+        return self.at(self.strides.of_length(inputs.shape[1], without_first=True).grid)(inputs, condition)
 
     def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
         """As :meth:`next_scale.predictors.next_scale.NextScale.loss`, at the length of the tokens."""
-        return self.at(self.grid_of(tokens.shape[1])).loss(tokens, inputs, condition)
+        return self.at(self.strides.of_length(tokens.shape[1]).grid).loss(tokens, inputs, condition)
 
     def log_prob(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """As :meth:`next_scale.predictors.next_scale.NextScale.log_prob`, at the length of the tokens."""
-        return self.at(self.grid_of(tokens.shape[1])).log_prob(tokens, inputs, condition)
+        return self.at(self.strides.of_length(tokens.shape[1]).grid).log_prob(tokens, inputs, condition)
 
     def generate(
         self,

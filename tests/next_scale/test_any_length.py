@@ -79,7 +79,7 @@ def test_mistakes():
     with pytest.raises(UserError, match="no multiple of the coarsest stride 8"):
         pieces()[1].at((12,))
     with pytest.raises(UserError, match="16 tokens are no pyramid"):
-        pieces()[1].grid_of(16)
+        StrideSchedule(STRIDES).of_length(16)
     with pytest.raises(UserError, match="one dimension"):
         AnyLength((2, 1), 16, 6, grid=(4, 4))
     with pytest.raises(UserError, match="end at 1"):

@@ -384,11 +384,17 @@ def test_resumed_predictor_training_is_the_same_training(tmp_path):
     assert average._average_model.n_averaged == whole_average._average_model.n_averaged == 6
 
 
-def test_predictor_needs_fixed_sizes(tmp_path):
+def test_predictor_on_strides_takes_any_length(tmp_path):
     tokenizer = Tokenizer(Patches(1), MultiScaleQuantizer(StrideSchedule((2, 1)), 6, 16))
-    save_pretrained(tokenizer, tmp_path)
-    with pytest.raises(UserError, match="fixed sizes"):
-        PredictorModule(str(tmp_path), {})
+    save_pretrained(tokenizer, tmp_path / "tokenizer")
+    module = PredictorModule(str(tmp_path / "tokenizer"), {}, {"width": 16, "depth": 1, "heads": 2})
+    for length in (4, 8):
+        out = module._loss({"tokens": torch.zeros(2, length * 3 // 2, dtype=torch.int64), "condition": {}})
+        assert out.per_scale.shape == (2,) and module.predictor.grid == (length,)
+    save_pretrained(module.model, tmp_path / "model")
+    model = from_pretrained(tmp_path / "model")
+    assert model.generate({}, [0])[1].shape == (1, 12)
+    assert model.generate({}, [0], grid=(4,))[1].shape == (1, 6)
 
 
 def test_tokens_of_a_tokenizer_can_be_trained_on():
