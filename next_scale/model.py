@@ -48,7 +48,7 @@ class Generator(nn.Module):
         Raises:
             UserError: 8-bit integers do not work here.
         """
-        self.predictor.transformer.pack(int8)
+        self.predictor.pack(int8)
         return self
 
     @torch.inference_mode()
@@ -68,7 +68,6 @@ class Generator(nn.Module):
             seeds: B integers; a sample depends on its own seed and condition only.
             known, forced: tokens (B, L) int64 to keep and where, (B, L) bool, to change a part of something that
                 exists, see :meth:`next_scale.predictors.next_scale.NextScale.generate`.
-
             grid: size of the full grid, for a predictor of any length only; by default its own.
 
         Returns:

@@ -98,6 +98,10 @@ class AnyLength(nn.Module):
         """See :meth:`next_scale.predictors.next_scale.NextScale.start_from`."""
         self.shared.start_from(quantizer)
 
+    def pack(self, int8: bool = False) -> None:
+        """See :meth:`next_scale.transformer.Transformer.pack`."""
+        self.shared.pack(int8)
+
     def at(self, grid: Sequence[int] | None = None) -> NextScale:
         """A predictor of fixed length that shares all weights with this one, and its gradients.
 

@@ -158,6 +158,10 @@ class NextScale(nn.Module):
             entries = entries - entries.mean(0)
             codes.copy_(entries / entries.square().mean().sqrt().clamp_min(1e-8))
 
+    def pack(self, int8: bool = False) -> None:
+        """See :meth:`next_scale.transformer.Transformer.pack`."""
+        self.transformer.pack(int8)
+
     def _logits(self, features: Tensor, k: int) -> Tensor:
         """Head outputs of scale k to logits: (B, n_k, ...) -> (B, n_k, V)."""
         if self.codes is None:

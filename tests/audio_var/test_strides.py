@@ -55,6 +55,8 @@ def test_snac_strides_in_training_and_generation(tmp_path):
         grid = StrideSchedule((8, 4, 2, 1)).of_length(tokens.shape[1]).grid
         clips, drawn = model.generate(condition, [1, 2], grid=grid)
         assert clips.shape == (2, 1, grid[0] * 64) and drawn.shape == tokens.shape and clips.isfinite().all()
+    again, packed = model.pack().generate(condition, [1, 2], grid=grid)  # as the commands do
+    assert torch.equal(packed, drawn) and torch.allclose(again, clips, atol=1e-4)
 
 
 def test_schedules_as_text():
