@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from image_var.published import PHI_RATIO, VAE, VAR, Weights, build_generator, build_tokenizer, square_schedule
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 from next_scale.model import Generator, tokenizer_of
 from next_scale.parity import Case, Difference, difference
 from next_scale.sampling import SamplingOptions
@@ -78,7 +78,7 @@ def compare(case: Case) -> tuple[list[Difference], list[str]]:
             if name in left:
                 found.append(difference(name, ours, left.pop(name)))
     except (RuntimeError, IndexError, ValueError) as error:
-        raise UserError(f"the case's tensors do not fit its model: {str(error).splitlines()[0]}") from error
+        raise UserError(f"the case's tensors do not fit its model: {first_line(error)}") from error
     if not found:
         raise UserError(f"the case holds nothing to compare, only {', '.join(sorted(case.tensors)) or 'no tensor'}")
     return found, sorted(left.keys() - _INPUTS)

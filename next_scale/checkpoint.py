@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from next_scale.errors import UserError
-from next_scale.loading import load_weights, without_weights
+from next_scale.errors import UserError, first_line
+from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors.any_length import AnyLength
 from next_scale.predictors.next_scale import NextScale
@@ -86,7 +86,8 @@ def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> T
     path = _locate(source)
     config, state = _read(path)
     model = _build(config, path)
-    _fill(model, state, path)
+    check_fit(model, state, path)
+    load_weights(model, state)
     return model.eval().to(device)
 
 
@@ -122,8 +123,7 @@ def _locate(source: str | Path) -> Path:
     try:
         return Path(hf_hub_download(text, WEIGHTS))
     except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"no folder {source} here, and the hub did not give it: {reason}") from error
+        raise UserError(f"no folder {source} here, and the hub did not give it: {first_line(error)}") from error
 
 
 def _read(path: Path, tensors: bool = True) -> tuple[dict, dict[str, Tensor]]:
@@ -132,7 +132,7 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict[str, Tensor]]:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
     try:
         config = json.loads(metadata["config"])
         known = config["format"] == FORMAT
@@ -164,15 +164,3 @@ def _build(config: dict, path: Path) -> Tokenizer | Generator:
 
 def _unbuildable(path: Path, error: Exception) -> UserError:
     return UserError(f"{path} has a configuration that does not build a model: {error!r}")
-
-
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    own = model.state_dict()
-    for name, tensor in own.items():
-        if name not in state:
-            raise UserError(f"{path} lacks the tensor {name}")
-        if state[name].shape != tensor.shape:
-            raise UserError(f"{path}: {name} has shape {tuple(state[name].shape)}, expected {tuple(tensor.shape)}")
-    if extra := sorted(set(state) - set(own)):
-        raise UserError(f"{path} has a tensor that the model does not: {extra[0]}")
-    load_weights(model, state)

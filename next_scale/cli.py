@@ -22,7 +22,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 
 if TYPE_CHECKING:  # torch takes seconds to import: only what computes imports it
     import torch
@@ -181,8 +181,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the device '{name}' does not work here ({reason}); use --device cpu") from error
+        raise UserError(f"the device '{name}' does not work here ({first_line(error)}); use --device cpu") from error
     return device
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from next_scale.checkpoint import CONFIG, WEIGHTS
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 
 Judge = TypeVar("Judge", bound=nn.Module)
 
@@ -60,6 +60,7 @@ def load_judge(build: Callable[..., Judge], folder: str | os.PathLike, form: str
         state = load_file(folder / WEIGHTS)
         model.load_state_dict({name: state[name].to(value.dtype) for name, value in model.state_dict().items()})
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} holds no evaluator ({reason}): train one with {program} fit evaluator") from error
+        raise UserError(
+            f"{folder} holds no evaluator ({first_line(error)}): train one with {program} fit evaluator"
+        ) from error
     return model.eval()

@@ -1,4 +1,4 @@
-"""Building a model for weights that are about to be loaded, without first drawing random ones."""
+"""Loading weights: what a file must bring, and models built for it without first drawing random numbers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from next_scale.errors import UserError
 
 
 @contextmanager
@@ -29,8 +31,25 @@ def without_weights() -> Iterator[None]:
         nn.Module.register_parameter = register
 
 
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], source: object) -> None:
+    """Check that `state`, read from `source`, has the model's tensors, in its shapes, and no others.
+
+    Raises:
+        UserError: one that is missing, of another shape, or left over, by name.
+    """
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name not in state:
+            raise UserError(f"{source} lacks the tensor {name}")
+        if state[name].shape != tensor.shape:
+            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            raise UserError(f"{source}: {name} has shape {found}, expected {wanted}")
+    if extra := sorted(set(state) - set(own)):
+        raise UserError(f"{source} has a tensor that the model does not: {extra[0]}")
+
+
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Give a model all its tensors, in its own dtypes and memory formats; names and shapes must fit.
+    """Give a model all its tensors, in its own dtypes and memory formats; it passes :func:`check_fit`.
 
     Tensors that fit as they are become the model's own, without a copy.
     """

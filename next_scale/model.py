@@ -87,10 +87,15 @@ def tokenizer_of(model: Tokenizer | Generator) -> Tokenizer:
     return model.tokenizer if isinstance(model, Generator) else model
 
 
-def fingerprint(tokenizer: Tokenizer) -> str:
-    """16 hex digits that name a tokenizer's weights: tokens mean something to the tokenizer that made them only."""
+def weights_digest(model: nn.Module) -> bytes:
+    """SHA-256 of a model's tensors and their names."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tokenizer.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return digest.digest()
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+    """16 hex digits that name a tokenizer's weights: tokens mean something to the tokenizer that made them only."""
+    return weights_digest(tokenizer).hex()[:16]

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def read_case(path: str | Path) -> Case:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
     try:
         config = dict(json.loads(metadata.pop("config")))
         filled = _shapes(metadata.pop("filled_keys"))

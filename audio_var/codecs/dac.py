@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from audio_var.codecs.pretrained import PretrainedCodec, built, factorized_levels
-from audio_var.codecs.weights import fill, first_line, need, read_state
-from next_scale.errors import UserError
+from audio_var.codecs.weights import fill, need, read_state
+from next_scale.errors import UserError, first_line
 
 PUBLISHED = ("44khz", "24khz", "16khz")
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from audio_var.codecs.pretrained import Levels, PretrainedCodec, built
-from audio_var.codecs.weights import fill, first_line, need, read_state
-from next_scale.errors import UserError
+from audio_var.codecs.weights import fill, need, read_state
+from next_scale.errors import UserError, first_line
 
 _FILES = {"24khz": "encodec_24khz-d7cc33bc.th", "48khz": "encodec_48khz-7e698e3e.th"}
 _SIZES = {"n_filters": 32, "dimension": 128, "ratios": [8, 5, 4, 2], "lstm": 2, "bins": 1024}

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_var.codecs.base import Codec
-from audio_var.codecs.weights import digest_of, first_line
-from next_scale.errors import UserError
+from audio_var.codecs.weights import digest_of
+from next_scale.errors import UserError, first_line
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.schedule import StrideSchedule
 from next_scale.tokenizer import Tokenizer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +10,9 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
+from next_scale.loading import check_fit
+from next_scale.model import weights_digest
 
 
 def need(module: str, package: str) -> ModuleType:
@@ -35,11 +36,6 @@ def hub_file(repository: str, name: str) -> Path:
     except Exception as error:  # whatever the network and its libraries raise
         cause = f"there is no folder {repository} here, and the hub did not give its {name}"
         raise UserError(f"{cause} ({first_line(error)}): download it elsewhere and name its folder") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, cut to one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def read_json(path: str | Path) -> dict:
@@ -96,16 +92,10 @@ def fill(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None
     """
     own = model.state_dict()
     state = _weight_norm_as_in(state, own)
-    for name, tensor in own.items():
-        if name not in state:
-            raise UserError(f"{source} lacks the tensor {name}")
-        if state[name].shape != tensor.shape:
-            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            raise UserError(f"{source}: {name} has shape {found}, expected {wanted}")
+    check_fit(model, state, source)
+    for name in own:
         if state[name].is_floating_point() and not state[name].isfinite().all():
             raise UserError(f"{source}: {name} has values that are not finite")
-    if extra := sorted(set(state) - set(own)):
-        raise UserError(f"{source} has a tensor that the model does not: {extra[0]}")
     model.load_state_dict({name: state[name].to(tensor.dtype) for name, tensor in own.items()})
 
 
@@ -126,8 +116,4 @@ def _weight_norm_as_in(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict
 
 def digest_of(model: nn.Module) -> Tensor:
     """SHA-256 of a model's tensors and their names: (32,) uint8."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+    return torch.frombuffer(bytearray(weights_digest(model)), dtype=torch.uint8)
