@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +10,7 @@ from encodec.msstftd import MultiScaleSTFTDiscriminator
 from torch import Tensor, nn
 
 from next_scale.errors import UserError
+from next_scale.frozen import frozen
 
 
 class AdversarialLoss(nn.Module):
@@ -37,17 +37,6 @@ class AdversarialLoss(nn.Module):
         )
         self.kind = kind
 
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        wanted = [(p, p.requires_grad) for p in self.parameters()]
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter, flag in wanted:
-                parameter.requires_grad_(flag)
-
     def generator_loss(self, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """How far the discriminator is from taking `fake` for real, and how far its features are from those of `real`.
 
@@ -61,7 +50,7 @@ class AdversarialLoss(nn.Module):
         """
         with torch.no_grad():
             _, real_maps = self.discriminator(real)
-        with self._frozen():
+        with frozen(self):
             logits, fake_maps = self.discriminator(fake)
         if self.kind == "hinge":
             adversarial = torch.stack([F.relu(1 - x).mean() for x in logits]).mean()

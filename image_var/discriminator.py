@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_var.autoencoder import group_norm
 from next_scale.errors import UserError
+from next_scale.frozen import frozen
 
 
 class PatchDiscriminator(nn.Module):
@@ -46,20 +44,9 @@ class PatchDiscriminator(nn.Module):
         """(B, C, H, W) in [-1, 1] -> (B, 1, h, w), above 0 where a patch looks real."""
         return self.layers(x)
 
-    @contextmanager
-    def _frozen(self) -> Iterator[None]:
-        wanted = [(p, p.requires_grad) for p in self.parameters()]
-        for parameter, _ in wanted:
-            parameter.requires_grad_(False)
-        try:
-            yield
-        finally:
-            for parameter, flag in wanted:
-                parameter.requires_grad_(flag)
-
     def generator_loss(self, fake: Tensor) -> Tensor:
         """How far `fake` (B, C, H, W) is from being taken for real: minus the mean judgement, a scalar."""
-        with self._frozen():
+        with frozen(self):
             return -self(fake).mean()
 
     def loss(self, real: Tensor, fake: Tensor) -> Tensor:
