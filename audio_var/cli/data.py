@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections import Counter
 from pathlib import Path
 
-from next_scale.cli import Outputs, progress, whole_number
+from next_scale.cli import Outputs, whole_number
 from next_scale.errors import UserError
 
 _DESCRIPTION = """Data sets to train on: render the Notes set, take a small subset of it, or look at what a folder of
@@ -117,19 +116,10 @@ def _notes(folder: Path, args: argparse.Namespace) -> tuple[str, Counter, list[t
 def _folder(folder: Path, args: argparse.Namespace) -> tuple[str, Counter, list[tuple[str, str]]]:
     """Kind, (class, split) -> clips, and skipped files of a folder of audio files; every file is decoded."""
     from audio_var.data.folder import AudioFolder
+    from next_scale.commands.inspect import read_all
     from next_scale.splits import split_of
 
-    log = logging.getLogger("audio_var.data.folder")
-    level = log.level
-    log.setLevel(logging.ERROR)  # skipped files are listed here
-    try:
-        data = AudioFolder(folder, args.sample_rate, args.clip_samples, "all")
-        with progress("reading", len(data)) as advance:
-            for index in range(len(data)):
-                data[index]
-                advance(1)
-    finally:
-        log.setLevel(level)
+    data = read_all(lambda: AudioFolder(folder, args.sample_rate, args.clip_samples, "all"), "audio_var.data.folder")
     bad = {path for path, _ in data.skipped}
     labels = data.condition_spec["label"]
     counts = Counter(

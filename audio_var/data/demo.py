@@ -14,6 +14,7 @@ import numpy as np
 from audio_var.data.notes import Notes, checksum_of
 from audio_var.io import write_audio
 from next_scale.errors import UserError
+from next_scale.licence import MIT
 from next_scale.splits import SPLITS
 
 COUNTS = {"train": 20, "validation": 2, "test": 3}  # notes a family
@@ -35,19 +36,7 @@ Made from the full set (see `audio_var.data.notes.render_notes`) by
 Rendered with FluidSynth from the FluidR3 GM sound font, copyright 2000-2002, 2008 Frank Wen, who released it under
 the MIT licence:
 
-Permission is hereby granted, free of charge, to any person obtaining a copy of this software and associated
-documentation files (the "Software"), to deal in the Software without restriction, including without limitation the
-rights to use, copy, modify, merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit
-persons to whom the Software is furnished to do so, subject to the following conditions:
-
-The above copyright notice and this permission notice shall be included in all copies or substantial portions of the
-Software.
-
-THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR IMPLIED, INCLUDING BUT NOT LIMITED TO THE
-WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR
-COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR
-OTHERWISE, ARISING FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE.
-"""
+{licence}"""
 
 
 def select_notes(notes: Notes, count: int, offset: int = 0) -> list[int]:
@@ -113,6 +102,7 @@ def write_demo_notes(source: str | os.PathLike, out: str | os.PathLike, counts: 
     (out / "manifest.json").write_text(json.dumps(manifest) + "\n")
     splits = Counter(columns["split"])
     text = _README.format(
+        licence=MIT,
         count=len(checksums),
         families=len(set(columns["family"])),
         low=min(columns["pitch"]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from collections import Counter
 from pathlib import Path
 
@@ -118,18 +117,9 @@ def _fashion(folder: str | None) -> tuple[str, Counter, list[tuple[str, str]]]:
 def _folder(folder: Path) -> tuple[str, Counter, list[tuple[str, str]]]:
     """Kind, (class, split) -> images, and skipped files of a folder of image files; every file is decoded."""
     from image_var.data.folder import ImageFolder
+    from next_scale.commands.inspect import read_all
 
-    log = logging.getLogger("image_var.data.folder")
-    level = log.level
-    log.setLevel(logging.ERROR)  # skipped files are listed here
-    try:
-        data = ImageFolder(folder, 32, 3, "all")
-        with progress("reading", len(data)) as advance:
-            for index in range(len(data)):
-                data[index]
-                advance(1)
-    finally:
-        log.setLevel(level)
+    data = read_all(lambda: ImageFolder(folder, 32, 3, "all"), "image_var.data.folder")
     bad = {path for path, _ in data.skipped}
     labels = data.condition_spec["label"]
     counts = Counter(

@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from next_scale.cli import progress
 from next_scale.splits import SPLITS
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+
+def read_all(open_data: Callable[[], Dataset], log: str) -> Dataset:
+    """Open a data set and read every item of it; the files that it skips are listed later and not logged.
+
+    Args:
+        log: name of the logger that tells of skipped files.
+    """
+    logger = logging.getLogger(log)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        data = open_data()
+        with progress("reading", len(data)) as advance:
+            for index in range(len(data)):
+                data[index]
+                advance(1)
+    finally:
+        logger.setLevel(level)
+    return data
 
 
 def print_contents(
