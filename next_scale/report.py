@@ -101,20 +101,14 @@ def shown_scales(scales: int, count: int = 6) -> list[int]:
 # Models at work, batch by batch
 
 
-def device_of(tokenizer: Tokenizer) -> torch.device:
-    """Where a tokenizer's weights are."""
-    return tokenizer.quantizer.codebooks[0].weight.device
-
-
 def encode(tokenizer: Tokenizer, samples: Tensor) -> Tensor:
     """(B, ...) -> (B, L) int64 on the CPU."""
-    return tokenizer.encode(samples.to(device_of(tokenizer))).cpu()
+    return tokenizer.encode(samples.to(tokenizer.device)).cpu()
 
 
 def decode(tokenizer: Tokenizer, tokens: Tensor, batch_size: int, scales: int | None = None) -> Tensor:
     """(N, L) -> (N, ...) float32 on the CPU, from the first `scales` scales only where given."""
-    device = device_of(tokenizer)
-    return torch.cat([tokenizer.decode(part.to(device), scales).cpu() for part in tokens.split(batch_size)])
+    return torch.cat([tokenizer.decode(part.to(tokenizer.device), scales).cpu() for part in tokens.split(batch_size)])
 
 
 def reconstruct(
@@ -167,7 +161,7 @@ def scale_entropy(
 ) -> list[ScaleEntropy]:
     """Cross-entropy of every scale on tokens (N, L) under their conditions, field -> (N,) int64."""
     predictor, quantizer = model.predictor, model.tokenizer.quantizer
-    device = device_of(model.tokenizer)
+    device = model.tokenizer.device
     found = []
     with progress("cross-entropy", len(tokens)) as advance:
         for rows in torch.arange(len(tokens)).split(batch_size):

@@ -22,6 +22,11 @@ class Tokenizer(nn.Module):
         super().__init__()
         self.autoencoder, self.quantizer = autoencoder, quantizer
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.quantizer.codebooks[0].weight.device
+
     @torch.no_grad()
     def encode(self, x: Tensor) -> Tensor:
         """(B, ...) samples -> tokens (B, L) int64."""

@@ -86,10 +86,9 @@ def windows_for(tokenizer: Tokenizer, samples: int) -> Windows:
 def encode_audio(tokenizer: Tokenizer, audio: np.ndarray, batch_size: int, advance: Advance) -> tuple[Tensor, Windows]:
     """(T,) -> tokens (W, L) int64 on the CPU, and how the recording was cut."""
     windows = windows_for(tokenizer, len(audio))
-    device = tokenizer.quantizer.codebooks[0].weight.device
     tokens = []
     for batch in windows.cut(audio).split(batch_size):
-        tokens.append(tokenizer.encode(batch.to(device)).cpu())
+        tokens.append(tokenizer.encode(batch.to(tokenizer.device)).cpu())
         advance(len(batch) / windows.count)
     return torch.cat(tokens), windows
 
@@ -103,10 +102,9 @@ def decode_audio(
     advance: Advance,
 ) -> np.ndarray:
     """Tokens (W, L) -> (T,) float32, from the first `scales` scales where given."""
-    device = tokenizer.quantizer.codebooks[0].weight.device
     grid = schedule_of(tokenizer, windows.samples).grid
     clips = []
     for batch in tokens.split(batch_size):
-        clips.append(tokenizer.decode(batch.to(device), scales, grid).cpu())
+        clips.append(tokenizer.decode(batch.to(tokenizer.device), scales, grid).cpu())
         advance(len(batch) / windows.count)
     return windows.join(torch.cat(clips))

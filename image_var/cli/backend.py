@@ -113,16 +113,14 @@ class ImageBackend(Backend):
     def encode(self, tokenizer: Tokenizer, source: Source, batch_size: int, advance: Advance) -> Encoded:
         from image_var.sizes import schedule_for
 
-        device = tokenizer.quantizer.codebooks[0].weight.device
-        tokens = tokenizer.encode(source.sample[None].to(device)).cpu()
+        tokens = tokenizer.encode(source.sample[None].to(tokenizer.device)).cpu()
         advance(1)
         return Encoded(tokens, schedule_for(tokenizer, source.details["size"]), source.details)
 
     def decode(
         self, tokenizer: Tokenizer, encoded: Encoded, scales: int | None, batch_size: int, advance: Advance
     ) -> Tensor:
-        device = tokenizer.quantizer.codebooks[0].weight.device
-        (image,) = tokenizer.decode(encoded.tokens.to(device), scales, encoded.schedule.grid).cpu()
+        (image,) = tokenizer.decode(encoded.tokens.to(tokenizer.device), scales, encoded.schedule.grid).cpu()
         advance(1)
         return image
 

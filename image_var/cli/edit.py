@@ -20,20 +20,17 @@ from next_scale.cli import (
     condition_values,
     progress,
     requested_conditions,
-    sample_seed,
     sampling_options,
     whole_number,
 )
 from next_scale.commands.backend import Tile
+from next_scale.commands.generate import draw_samples, print_listed
 from next_scale.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
     from next_scale.model import Generator
-    from next_scale.sampling import SamplingOptions
 
 _DESCRIPTION = """Paint a part of an image anew. The image is turned into tokens; those outside the part keep what they
 are while the model draws the others, scale by scale, so that they fit. No training for the task is needed.
@@ -117,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
     tiles = [Tile(source.name, "original", original)]
     with Outputs() as outputs, progress("painting", len(jobs)) as advance:
         drawn = outputs.file(args.grid) if args.grid else None
-        images = _images(model, jobs, args.seed, options, tokens, forced, args.batch_size)
+        images = draw_samples(model, jobs, args.seed, options, args.batch_size, tokens, forced)
         for path, (condition, _), image in zip(targets, jobs, images, strict=True):
             if args.keep:
                 image = image.where(painted, original)
@@ -128,10 +125,7 @@ def run(args: argparse.Namespace) -> None:
             advance(1)
         if drawn:
             BACKEND.draw(drawn, tiles, args.count, tokenizer)
-    for path in targets[:20]:
-        print(path)
-    if len(targets) > 20:
-        print(f"... and {len(targets) - 20} more")
+    print_listed(targets)
     noun = "image" if len(jobs) == 1 else "images"
     print(
         f"{len(jobs)} {noun} of {BACKEND.size_text(image, tokenizer)}: {painted.float().mean():.0%} of the pixels "
@@ -209,22 +203,5 @@ def keep_tokens(model: Generator, image: Tensor, painted: Tensor) -> tuple[Tenso
     import torch.nn.functional as F
 
     tokenizer, schedule = model.tokenizer, model.predictor.schedule
-    device = tokenizer.quantizer.codebooks[0].weight.device
     touched = F.adaptive_max_pool2d(painted[None].float(), schedule.grid) > 0  # (1, H, W) -> (1, h, w)
-    return tokenizer.encode(image[None].to(device)), schedule.shrink_mask(~touched).to(device)
-
-
-def _images(
-    model: Generator, jobs: list[tuple[dict[str, int], int]], seed: int, options: SamplingOptions, tokens: Tensor,
-    forced: Tensor, batch_size: int,
-) -> Iterator[Tensor]:  # fmt: skip
-    """The image (C, H, W) of every job, a condition and a number."""
-    from next_scale.condition import collate_conditions
-
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
-        condition = collate_conditions([condition for condition, _ in batch], model.condition_spec)
-        seeds = [sample_seed(seed, number) for _, number in batch]
-        known, kept = (part.expand(len(batch), -1) for part in (tokens, forced))
-        images, _ = model.generate(condition, seeds, options, known, kept)
-        yield from images.cpu()
+    return tokenizer.encode(image[None].to(tokenizer.device)), schedule.shrink_mask(~touched).to(tokenizer.device)

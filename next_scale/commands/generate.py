@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
     with Outputs() as outputs, progress("generating", len(jobs)) as advance:
         outputs.folder(out)
         drawn = outputs.file(sheet) if sheet else None
-        samples = _samples(model, jobs, args.seed, options, args.batch_size)
+        samples = draw_samples(model, jobs, args.seed, options, args.batch_size)
         for name, (condition, _), sample in zip(names, jobs, samples, strict=True):
             sample = backend.finish(sample, args)
             backend.write(outputs.file(out / f"{name}.{args.format}"), sample, tokenizer)
@@ -95,10 +95,7 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
             advance(1)
         if drawn:
             backend.draw(drawn, tiles, args.count, tokenizer)
-    for name in names[:_LISTED]:
-        print(out / f"{name}.{args.format}")
-    if len(names) > _LISTED:
-        print(f"... and {len(names) - _LISTED} more")
+    print_listed([out / f"{name}.{args.format}" for name in names])
     noun = backend.sample if len(names) == 1 else backend.samples
     size = backend.size_text(sample, tokenizer)
     print(f"{len(names)} {noun} of {size} in {out}: {_summary(spec, conditions)} (seed {args.seed})")
@@ -115,17 +112,37 @@ def _sheet(args: argparse.Namespace, backend: Backend) -> Path | None:
     return sheet
 
 
-def _samples(
-    model: Generator, jobs: list[tuple[dict[str, int], int]], seed: int, options: SamplingOptions, batch_size: int
+def draw_samples(
+    model: Generator,
+    jobs: Sequence[tuple[dict[str, int], int]],
+    seed: int,
+    options: SamplingOptions,
+    batch_size: int,
+    known: Tensor | None = None,
+    forced: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """The sample (C, ...) of every job, a condition and a number."""
+    """The sample (C, ...) of every job, a condition and a number.
+
+    Args:
+        known, forced: tokens (1, L) int64 that every sample keeps and where, (1, L) bool.
+    """
     from next_scale.condition import collate_conditions
 
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
         condition = collate_conditions([condition for condition, _ in batch], model.condition_spec)
-        samples, _ = model.generate(condition, [sample_seed(seed, number) for _, number in batch], options)
+        seeds = [sample_seed(seed, number) for _, number in batch]
+        kept = (None if part is None else part.expand(len(batch), -1) for part in (known, forced))
+        samples, _ = model.generate(condition, seeds, options, *kept)
         yield from samples.cpu()
+
+
+def print_listed(paths: Sequence[Path]) -> None:
+    """Name the first files that were written, and count the rest."""
+    for path in paths[:_LISTED]:
+        print(path)
+    if len(paths) > _LISTED:
+        print(f"... and {len(paths) - _LISTED} more")
 
 
 def _text(spec: ConditionSpec, condition: dict[str, int]) -> str:
