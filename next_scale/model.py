@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from next_scale.condition import ConditionSpec
+from next_scale.packed import keep_freed_memory
 from next_scale.predictors.any_length import AnyLength
 from next_scale.predictors.next_scale import NextScale
 from next_scale.sampling import SamplingOptions
@@ -39,6 +40,8 @@ class Generator(nn.Module):
     def pack(self, int8: bool = False) -> Generator:
         """Arrange the weights for fast generation on the CPU; training and saving are no longer possible.
 
+        The whole process keeps the memory it frees, see :func:`next_scale.packed.keep_freed_memory`.
+
         Args:
             int8: the predictor's as 8-bit integers, see :meth:`next_scale.transformer.Transformer.pack`.
 
@@ -49,6 +52,7 @@ class Generator(nn.Module):
             UserError: 8-bit integers do not work here.
         """
         self.predictor.pack(int8)
+        keep_freed_memory()
         return self
 
     @torch.inference_mode()

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 from torch import Tensor, nn
 
 from next_scale.errors import UserError
 
 _LEAST = 1 << 16  # weights of a layer below which the layout does not pay
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # mallopt(3)
 _ROWS = 64  # that the layout is made for; measured as fast for any other number
+
+
+def keep_freed_memory() -> None:
+    """Let this process use freed memory again instead of giving it back to the system, where the C library can.
+
+    glibc returns large blocks at once, and the system clears the pages of the next one anew: measured as a sixth of
+    the time of a decoder whose activations have 42 MB. Memory in use at the peak stays about the same.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
+    if tune is not None:
+        tune(_M_MMAP_MAX, 0)  # no blocks of their own, which are returned when freed
+        tune(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class PackedLinear(nn.Module):
