@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from image_var.autoencoder import ConvAutoencoder
@@ -23,6 +20,7 @@ from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule
 from next_scale.tokenizer import Tokenizer
+from next_scale.weights_file import read_weights_file
 
 SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
@@ -88,7 +86,7 @@ def read_weights(path: str | Path, kind: Kind) -> Weights:
         UserError: no such file, truncated, not weights only, or not the model that was asked for.
     """
     path = Path(path)
-    loaded = _load(path)
+    loaded = read_weights_file(path)
     found = _find(loaded, kind)
     if found is None:
         other = VAR if kind is VAE else VAE
@@ -96,33 +94,6 @@ def read_weights(path: str | Path, kind: Kind) -> Weights:
             raise UserError(f"{path} is a {other.title}, not a {kind.title}; give it as {other.option}")
         raise UserError(f"{path} holds no {kind.title}: it has none of {', '.join(kind.marks)}")
     return Weights(kind, str(path), found)
-
-
-def _load(path: Path) -> object:
-    try:
-        with path.open("rb") as file:
-            start = file.read(2)
-        if start not in (b"PK", b"\x80\x02"):  # of the two formats that torch.save writes
-            return load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=start == b"PK")
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except IsADirectoryError:
-        raise UserError(f"{path} is a folder; name a .pth or .safetensors file") from None
-    except SafetensorError as error:
-        raise UserError(f"{path} is neither a torch file nor a whole safetensors file: {_reason(error)}") from error
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)|call (\S+)", str(error))
-        if code:
-            raise UserError(f"{path} holds code ({code[1] or code[2]}), not weights only; it was not run") from error
-        raise UserError(f"{path} is damaged: {_reason(error)}") from error
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is truncated or damaged: {_reason(error)}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of an error's text."""
-    return re.split(r"\n|\. ", str(error))[0][:200] or type(error).__name__
 
 
 def _find(loaded: object, kind: Kind, depth: int = 4) -> dict[str, Tensor] | None:

@@ -8,6 +8,7 @@ import difflib
 import errno
 import hashlib
 import itertools
+import math
 import os
 import re
 import shutil
@@ -119,6 +120,21 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"must be a whole number, {limits}, got '{text}'") from None
         if number < least or (most is not None and number > most):
             raise argparse.ArgumentTypeError(f"must be {limits}, got {number}")
+        return number
+
+    return parse
+
+
+def real_number(above: float, most: float) -> Callable[[str], float]:
+    """An argument type: a number above `above`, up to `most`."""
+
+    def parse(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not above < number <= most:
+            raise argparse.ArgumentTypeError(f"must be a number above {above:g}, up to {most:g}, got '{text}'")
         return number
 
     return parse

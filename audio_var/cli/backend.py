@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audio_var.cli import models
-from next_scale.cli import whole_number
+from next_scale.cli import real_number, whole_number
 from next_scale.commands.backend import Advance, Backend, Encoded, Pair, Source, Tile
 
 if TYPE_CHECKING:
@@ -62,7 +62,22 @@ class AudioBackend(Backend):
         )
 
     def add_generate_options(self, parser: argparse.ArgumentParser) -> None:
-        pass  # clips need none
+        parser.add_argument(
+            "--seconds",
+            type=real_number(0, 600),
+            metavar="S",
+            help="length of the clips, for models of any length (default: the model's own)",
+        )
+
+    def grid(self, tokenizer: Tokenizer, args: argparse.Namespace) -> tuple[int, ...] | None:
+        from audio_var.cli.clips import grid_lasting
+
+        return None if args.seconds is None else grid_lasting(tokenizer, args.seconds)
+
+    def finish(self, sample: Tensor, tokenizer: Tokenizer, args: argparse.Namespace) -> Tensor:
+        if args.seconds is None:
+            return sample
+        return sample[..., : max(1, round(args.seconds * tokenizer.autoencoder.sample_rate))]
 
     def check(self, path: Path, args: argparse.Namespace) -> None:
         from audio_var.io import check_audio

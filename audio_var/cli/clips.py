@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from next_scale.commands.backend import Advance
-from next_scale.schedule import Schedule
+from next_scale.errors import UserError
+from next_scale.schedule import Schedule, StrideSchedule
 from next_scale.tokenizer import Tokenizer
 
 FADE = 512  # samples of two neighbouring windows that overlap
@@ -66,15 +67,34 @@ def schedule_of(tokenizer: Tokenizer, samples: int | None = None) -> Schedule:
     For a tokenizer of any length it is that of about four seconds, or of the whole recording where `samples`, its
     length, is less.
     """
-    schedule, codec = tokenizer.quantizer.schedule, tokenizer.autoencoder
+    schedule = tokenizer.quantizer.schedule
     if isinstance(schedule, Schedule):
         return schedule
-    frames = math.lcm(schedule.strides[0], codec.multiple)  # of the latent, for which both fit
-    unit = frames * codec.hop
-    count = max(1, round(_SECONDS * codec.sample_rate / unit))
+    frames, unit = _unit(tokenizer, schedule)
+    count = max(1, round(_SECONDS * tokenizer.autoencoder.sample_rate / unit))
     if samples is not None:
         count = min(count, math.ceil(samples / unit))
     return schedule.at((frames * count,))
+
+
+def grid_lasting(tokenizer: Tokenizer, seconds: float) -> tuple[int]:
+    """The smallest grid of a clip that lasts so long.
+
+    Raises:
+        UserError: the tokenizer's clips have one length.
+    """
+    schedule, codec = tokenizer.quantizer.schedule, tokenizer.autoencoder
+    if isinstance(schedule, Schedule):
+        own = schedule.grid[0] * codec.hop / codec.sample_rate
+        raise UserError(f"this model makes clips of {own:.2f} s: leave --seconds out, or use a model of any length")
+    frames, unit = _unit(tokenizer, schedule)
+    return (frames * math.ceil(round(seconds * codec.sample_rate) / unit),)
+
+
+def _unit(tokenizer: Tokenizer, schedule: StrideSchedule) -> tuple[int, int]:
+    """Latent frames, and samples, that a clip has a multiple of: schedule and codec both fit."""
+    frames = math.lcm(schedule.strides[0], tokenizer.autoencoder.multiple)
+    return frames, frames * tokenizer.autoencoder.hop
 
 
 def windows_for(tokenizer: Tokenizer, samples: int) -> Windows:

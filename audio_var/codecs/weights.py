@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from next_scale.errors import UserError, first_line
 from next_scale.loading import check_fit
 from next_scale.model import weights_digest
+from next_scale.weights_file import read_weights_file
 
 
 def need(module: str, package: str) -> ModuleType:
@@ -52,8 +53,7 @@ def read_json(path: str | Path) -> dict:
 def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     """Tensors of a ``.safetensors`` file or of one that ``torch.save`` wrote, and what is stored beside them.
 
-    The latter is unpickled by PyTorch's restricted reader, which makes tensors, numbers, texts and containers and runs
-    nothing. Weights in a dictionary's ``state_dict`` are found there.
+    See :func:`next_scale.weights_file.read_weights_file`. Weights in a dictionary's ``state_dict`` are found there.
 
     Returns:
         name -> tensor, and the file's metadata ({} without).
@@ -61,19 +61,8 @@ def read_state(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     Raises:
         UserError: missing, damaged, holding anything that would have to be run, or no tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"there is no file {path}: check the path")
     metadata: dict = {}
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a reader meets arbitrary bytes here: it raises almost anything
-        raise UserError(f"{path} is no whole file of weights ({first_line(error)[:160]}): download it again") from error
+    state = read_weights_file(path)
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         metadata, state = state.get("metadata") or {}, state["state_dict"]
     if not isinstance(state, dict) or not state:

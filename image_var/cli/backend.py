@@ -67,7 +67,7 @@ class ImageBackend(Backend):
             help="enlarge the images by repeating every pixel N times in both directions (default: 1)",
         )
 
-    def finish(self, sample: Tensor, args: argparse.Namespace) -> Tensor:
+    def finish(self, sample: Tensor, tokenizer: Tokenizer, args: argparse.Namespace) -> Tensor:
         return sample.repeat_interleave(args.scale, 1).repeat_interleave(args.scale, 2)
 
     def check(self, path: Path, args: argparse.Namespace) -> None:

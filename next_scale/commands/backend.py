@@ -125,9 +125,17 @@ class Backend(ABC):
 
     @abstractmethod
     def add_generate_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add what `finish` may be asked for."""
+        """Add what `grid` and `finish` may be asked for."""
 
-    def finish(self, sample: Tensor, args: argparse.Namespace) -> Tensor:
+    def grid(self, tokenizer: Tokenizer, args: argparse.Namespace) -> tuple[int, ...] | None:
+        """Size of the full grid that was asked for; None for the model's own.
+
+        Raises:
+            UserError: the model cannot make it.
+        """
+        return None
+
+    def finish(self, sample: Tensor, tokenizer: Tokenizer, args: argparse.Namespace) -> Tensor:
         """A generated sample as it shall be written and drawn."""
         return sample
 

@@ -75,6 +75,7 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
     model.pack(args.int8)
     spec, tokenizer = model.condition_spec, model.tokenizer
     options = sampling_options(args, model.sampling)
+    grid = backend.grid(tokenizer, args)
     conditions = requested_conditions(args, spec)
     if len(conditions) * args.count > MOST_SAMPLES:
         raise UserError(
@@ -86,9 +87,9 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
     with Outputs() as outputs, progress("generating", len(jobs)) as advance:
         outputs.folder(out)
         drawn = outputs.file(sheet) if sheet else None
-        samples = draw_samples(model, jobs, args.seed, options, args.batch_size)
+        samples = draw_samples(model, jobs, args.seed, options, args.batch_size, grid=grid)
         for name, (condition, _), sample in zip(names, jobs, samples, strict=True):
-            sample = backend.finish(sample, args)
+            sample = backend.finish(sample, tokenizer, args)
             backend.write(outputs.file(out / f"{name}.{args.format}"), sample, tokenizer)
             if drawn and len(tiles) < backend.most_tiles(sample):
                 tiles.append(Tile(name, _text(spec, condition), sample))
@@ -120,11 +121,13 @@ def draw_samples(
     batch_size: int,
     known: Tensor | None = None,
     forced: Tensor | None = None,
+    grid: tuple[int, ...] | None = None,
 ) -> Iterator[Tensor]:
     """The sample (C, ...) of every job, a condition and a number.
 
     Args:
         known, forced: tokens (1, L) int64 that every sample keeps and where, (1, L) bool.
+        grid: size of the full grid, of a model of any length.
     """
     from next_scale.condition import collate_conditions
 
@@ -133,7 +136,7 @@ def draw_samples(
         condition = collate_conditions([condition for condition, _ in batch], model.condition_spec)
         seeds = [sample_seed(seed, number) for _, number in batch]
         kept = (None if part is None else part.expand(len(batch), -1) for part in (known, forced))
-        samples, _ = model.generate(condition, seeds, options, *kept)
+        samples, _ = model.generate(condition, seeds, options, *kept, grid=grid)
         yield from samples.cpu()
 
 

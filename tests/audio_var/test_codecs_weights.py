@@ -90,7 +90,7 @@ class TestFuzz:
         whole = weights.read_bytes()
         for size in (0, 10, len(whole) // 2, len(whole) - 30):
             weights.write_bytes(whole[:size])
-            with pytest.raises(UserError, match="is no whole file of weights") as told:
+            with pytest.raises(UserError, match="truncated or damaged|nor a whole safetensors file") as told:
                 opened(weights)
             assert "\n" not in str(told.value)
 
@@ -113,10 +113,10 @@ class TestFuzz:
     def test_pickles_are_not_run(self, weights, tmp_path):
         victim = tmp_path / "victim"
         torch.save({"encoder.model.0.conv.conv.bias": Command(victim)}, weights)
-        with pytest.raises(UserError, match="is no whole file of weights"):
+        with pytest.raises(UserError, match="holds code .* it was not run"):
             opened(weights)
         weights.write_bytes(pickle.dumps(Command(victim)))
-        with pytest.raises(UserError, match="is no whole file of weights"):
+        with pytest.raises(UserError, match="holds code|damaged"):
             opened(weights)
         assert not victim.exists()
 

@@ -3,8 +3,10 @@
 import math
 
 import pytest
+import soundfile
 import torch
 
+from audio_var.cli import main
 from audio_var.cli.clips import schedule_of
 from audio_var.codecs.pretrained import native_tokenizer
 from next_scale.checkpoint import from_pretrained, save_pretrained
@@ -57,6 +59,19 @@ def test_snac_strides_in_training_and_generation(tmp_path):
         assert clips.shape == (2, 1, grid[0] * 64) and drawn.shape == tokens.shape and clips.isfinite().all()
     again, packed = model.pack().generate(condition, [1, 2], grid=grid)  # as the commands do
     assert torch.equal(packed, drawn) and torch.allclose(again, clips, atol=1e-4)
+
+    command = ["generate", "--checkpoint", str(tmp_path / "model"), "--out", str(tmp_path / "clips")]
+    assert main([*command, "--label", "a", "--seconds", "0.7"]) == 0
+    (clip,) = (tmp_path / "clips").glob("*.wav")
+    assert soundfile.info(clip).frames == round(0.7 * RATE)
+
+
+def test_seconds_that_cannot_be(tmp_path, capsys):
+    for seconds, reason in (("0", "above 0"), ("nan", "above 0"), ("2", "makes clips of 1.02 s")):
+        assert main(["generate", "--seconds", seconds, "--out", str(tmp_path / "clips")]) == 2
+        said = capsys.readouterr().err
+        assert reason in said and said.count("error") == 1
+    assert not (tmp_path / "clips").exists()
 
 
 def test_schedules_as_text():
