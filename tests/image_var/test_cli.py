@@ -61,7 +61,7 @@ def test_both_programs_have_the_same_commands_and_options():
     assert {*SHARED, "data", "fit", "evaluate"} <= set(COMMANDS) & set(audio_var.cli.COMMANDS)
     images, sounds = options("image_var"), options("audio_var")
     for name in SHARED:
-        only_sounds = {"--plot", "--pitch", "--velocity", "--max-seconds", "--batch-size"}
+        only_sounds = {"--plot", "--pitch", "--velocity", "--max-seconds", "--batch-size", "--seconds"}
         assert sounds[name] - images[name] <= only_sounds and images[name] - sounds[name] <= {"--grid", "--scale"}
 
 
