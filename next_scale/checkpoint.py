@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from next_scale.errors import UserError, first_line
 from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
-from next_scale.predictors.any_length import AnyLength
-from next_scale.predictors.next_scale import NextScale
+from next_scale.predictors import predictor_class
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.tokenizer import Tokenizer
@@ -45,7 +44,8 @@ def _config_of(model: nn.Module) -> dict:
         "quantizer": tokenizer.quantizer.to_config(),
     }
     if isinstance(model, Generator):
-        config |= {"predictor": model.predictor.to_config(), "sampling": asdict(model.sampling)}
+        predictor = {"name": model.predictor.name, **model.predictor.to_config()}
+        config |= {"predictor": predictor, "sampling": asdict(model.sampling)}
     return config
 
 
@@ -154,9 +154,11 @@ def _build(config: dict, path: Path) -> Tokenizer | Generator:
         tokenizer = Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
         if config["kind"] == "tokenizer":
             return tokenizer
-        kind = AnyLength if "strides" in config["predictor"] else NextScale
+        options = dict(config["predictor"])
+        # the first checkpoints had no name
+        kind = predictor_class(options.pop("name", "any_length" if "strides" in options else "next_scale"))
         with without_weights():  # of a codec, which may bring its own, there are few
-            predictor = kind.from_config(config["predictor"])
+            predictor = kind.from_config(options)
         return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise _unbuildable(path, error) from error

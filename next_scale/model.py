@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from next_scale.condition import ConditionSpec
 from next_scale.packed import keep_freed_memory
-from next_scale.predictors.any_length import AnyLength
-from next_scale.predictors.next_scale import NextScale
+from next_scale.predictors.interface import Predictor
 from next_scale.sampling import SamplingOptions
 from next_scale.tokenizer import Tokenizer
 
@@ -27,7 +26,7 @@ class Generator(nn.Module):
     Shape notation: B batch, L tokens.
     """
 
-    def __init__(self, tokenizer: Tokenizer, predictor: NextScale | AnyLength, sampling: SamplingOptions | None = None):
+    def __init__(self, tokenizer: Tokenizer, predictor: Predictor, sampling: SamplingOptions | None = None):
         super().__init__()
         self.tokenizer, self.predictor = tokenizer, predictor
         self.sampling = sampling or SamplingOptions()

@@ -167,7 +167,7 @@ def scale_entropy(
         for rows in torch.arange(len(tokens)).split(batch_size):
             part = tokens[rows].to(device)
             condition = {name: index[rows].to(device) for name, index in conditions.items()}
-            found.append(predictor.log_prob(part, quantizer.teacher_forcing(part), condition).cpu())
+            found.append(predictor.log_prob(part, predictor.inputs(quantizer, part), condition).cpu())
             advance(len(rows))
     bits = bits_per_scale(torch.cat(found)).tolist()
     schedule = predictor.schedule

@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader
 from next_scale.checkpoint import from_pretrained, save_pretrained
 from next_scale.errors import UserError
 from next_scale.model import Generator, tokenizer_of
-from next_scale.predictors.any_length import AnyLength
-from next_scale.predictors.next_scale import NextScale
+from next_scale.predictors import AnyLength, predictor_class
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
-from next_scale.schedule import Schedule, parse_schedule
+from next_scale.schedule import StrideSchedule, parse_schedule
 from next_scale.tokenizer import Tokenizer
 
 # what a recipe may set: typed, so that values on the command line are read as numbers
@@ -290,8 +289,9 @@ class PredictorModule(ScheduledModule):
     Args:
         tokenizer: checkpoint of the tokenizer; it gives the schedule, the codebook size and the predictor's inputs.
         condition_spec: fields and values of the conditions; recipes link it to the data's.
-        predictor: further arguments of :class:`next_scale.predictors.next_scale.NextScale`, or, on a tokenizer of
-            strides, of :class:`next_scale.predictors.any_length.AnyLength`.
+        family: name of a class of :mod:`next_scale.predictors`, or of one that another package brings. On a tokenizer
+            of strides "next_scale" means :class:`next_scale.predictors.any_length.AnyLength`.
+        predictor: further arguments of that class.
         sampling: options to store with the model as its defaults, see :class:`next_scale.sampling.SamplingOptions`.
         lr, betas, weight_decay, warmup, final_lr: see :class:`ScheduledModule`.
     """
@@ -302,6 +302,7 @@ class PredictorModule(ScheduledModule):
         condition_spec: dict,
         predictor: Options | None = None,
         sampling: Options | None = None,
+        family: str = "next_scale",
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
@@ -312,10 +313,9 @@ class PredictorModule(ScheduledModule):
         self.frozen = tokenizer_of(from_pretrained(tokenizer))
         self.frozen.requires_grad_(False)
         quantizer = self.frozen.quantizer
-        kind = NextScale if isinstance(quantizer.schedule, Schedule) else AnyLength
-        self.predictor = kind(
-            quantizer.schedule, quantizer.codebook_size, quantizer.channels, condition_spec, **(predictor or {})
-        )
+        if family == "next_scale" and isinstance(quantizer.schedule, StrideSchedule):
+            family = "any_length"
+        self.predictor = predictor_class(family).for_quantizer(quantizer, condition_spec, **(predictor or {}))
         self.predictor.start_from(quantizer)
         self.sampling = SamplingOptions(**(sampling or {}))
 
@@ -332,7 +332,7 @@ class PredictorModule(ScheduledModule):
         tokens = batch["tokens"]
         if isinstance(self.predictor, AnyLength):  # what it generates where it is asked for no length
             self.predictor.grid = self.predictor.strides.of_length(tokens.shape[1]).grid
-        inputs = self.frozen.quantizer.teacher_forcing(tokens)
+        inputs = self.predictor.inputs(self.frozen.quantizer, tokens, batch.get("latent"))
         return self.predictor.loss(tokens, inputs, batch["condition"])
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:

@@ -1,6 +1,13 @@
-"""Predictors of token pyramids: one family a module, one interface (loss, log_prob, generate)."""
+"""Predictors of token pyramids: one family a module, one interface (inputs, loss, log_prob, generate)."""
 
 from next_scale.predictors.any_length import AnyLength
-from next_scale.predictors.next_scale import Generated, LossOutput, NextScale
+from next_scale.predictors.interface import Generated, LossOutput, Predictor
+from next_scale.predictors.next_scale import NextScale
+from next_scale.predictors.registry import predictor_class, predictor_names
 
-__all__ = ["AnyLength", "Generated", "LossOutput", "NextScale"]
+FAMILIES = (NextScale, AnyLength)
+"""Those of this package, in the order in which they are listed."""
+
+__all__ = [
+    "FAMILIES", "AnyLength", "Generated", "LossOutput", "NextScale", "Predictor", "predictor_class", "predictor_names",
+]  # fmt: skip

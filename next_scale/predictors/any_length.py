@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from next_scale.attention import PrefixAttention
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
-from next_scale.predictors.next_scale import Generated, LossOutput, NextScale
+from next_scale.predictors.interface import Generated, LossOutput, Predictor
+from next_scale.predictors.next_scale import NextScale
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule, StrideSchedule
@@ -21,7 +22,7 @@ _LONGEST = 4096  # frames of the slowest position wave
 _KEPT = 16  # lengths whose attention blocks are kept
 
 
-class AnyLength(nn.Module):
+class AnyLength(Predictor):
     """A next-scale predictor over a `StrideSchedule`: one set of weights, pyramids of any length.
 
     It is :class:`next_scale.predictors.next_scale.NextScale` with positions that are computed instead of stored: the
@@ -41,6 +42,9 @@ class AnyLength(nn.Module):
 
     Shape notation: B batch, K scales, n_k tokens of scale k, L tokens in all, C channels, V codes, D width.
     """
+
+    name = "any_length"
+    exact_log_prob = True
 
     def __init__(
         self,
@@ -90,9 +94,17 @@ class AnyLength(nn.Module):
         return {"strides": list(self.strides.strides), "grid": list(self.grid), "waves": self.waves, **config}
 
     @classmethod
-    def from_config(cls, config: Mapping) -> AnyLength:
-        """Inverse of :meth:`to_config`."""
-        return cls(**config)
+    def for_quantizer(cls, quantizer: MultiScaleQuantizer, spec: ConditionSpec, **options) -> AnyLength:
+        """See :meth:`next_scale.predictors.interface.Predictor.for_quantizer`."""
+        return cls(quantizer.schedule, quantizer.codebook_size, quantizer.channels, spec, **options)
+
+    def inputs(self, quantizer: MultiScaleQuantizer, tokens: Tensor, latent: Tensor | None = None) -> Tensor:
+        """As :meth:`next_scale.predictors.next_scale.NextScale.inputs`."""
+        return quantizer.teacher_forcing(tokens)
+
+    def steps(self, sampling: SamplingOptions) -> int:
+        """K."""
+        return self.strides.scales
 
     def start_from(self, quantizer: MultiScaleQuantizer) -> None:
         """See :meth:`next_scale.predictors.next_scale.NextScale.start_from`."""

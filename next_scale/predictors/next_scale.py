@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from next_scale.attention import PrefixAttention
 from next_scale.condition import NOT_GIVEN, Conditioner, ConditionSpec
 from next_scale.errors import UserError
+from next_scale.predictors.interface import Generated, LossOutput, Predictor
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample, soften
 from next_scale.schedule import Schedule
@@ -22,23 +22,7 @@ from next_scale.transformer import Transformer, init_weight
 TOLERANCE = 1e-4
 
 
-class LossOutput(NamedTuple):
-    """loss: scalar to minimise. per_scale: (K,) mean cross-entropy in nats. accuracy: (K,) share of top-1 hits."""
-
-    loss: Tensor
-    per_scale: Tensor
-    accuracy: Tensor
-
-
-class Generated(NamedTuple):
-    """tokens: (B, L) int64. latent: (B, C, *grid) float32, what the autoencoder decodes: that of the tokens, or, with
-    `SamplingOptions.smooth`, of the mixtures of which they are the heaviest codes."""
-
-    tokens: Tensor
-    latent: Tensor
-
-
-class NextScale(nn.Module):
+class NextScale(Predictor):
     """Predicts every token of a scale at once from all coarser scales and the condition.
 
     The input of scale 0 is the condition's embedding; that of scale k the sum of scales < k, resampled to scale k's
@@ -65,6 +49,9 @@ class NextScale(nn.Module):
 
     Shape notation: B batch, K scales, n_k tokens of scale k, L tokens in all, C channels, V codes, D width.
     """
+
+    name = "next_scale"
+    exact_log_prob = True
 
     def __init__(
         self,
@@ -139,6 +126,19 @@ class NextScale(nn.Module):
     def from_config(cls, config: Mapping) -> NextScale:
         """Inverse of :meth:`to_config`."""
         return cls(**{**config, "schedule": Schedule.from_config(config["schedule"])})
+
+    @classmethod
+    def for_quantizer(cls, quantizer: MultiScaleQuantizer, spec: ConditionSpec, **options) -> NextScale:
+        """See :meth:`next_scale.predictors.interface.Predictor.for_quantizer`."""
+        return cls(quantizer.schedule, quantizer.codebook_size, quantizer.channels, spec, **options)
+
+    def inputs(self, quantizer: MultiScaleQuantizer, tokens: Tensor, latent: Tensor | None = None) -> Tensor:
+        """The latent so far before every scale but the first: (B, L - n_0, C)."""
+        return quantizer.teacher_forcing(tokens)
+
+    def steps(self, sampling: SamplingOptions) -> int:
+        """K."""
+        return self.schedule.scales
 
     @torch.no_grad()
     def start_from(self, quantizer: MultiScaleQuantizer) -> None:
