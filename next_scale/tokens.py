@@ -22,15 +22,21 @@ from next_scale.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
+LATENTS = "latents.npy"
+
 
 class TokenSet(Dataset):
-    """Items ``{"tokens": (L,) int64, "condition": {field: int}}`` of a folder that :func:`write_tokens` wrote."""
+    """Items ``{"tokens": (L,) int64, "condition": {field: int}}`` of a folder that :func:`write_tokens` wrote.
 
-    def __init__(self, folder: str | Path):
+    With `latents` also ``"latent": (C, *grid) float32``, what the autoencoder gave and the tokens approximate.
+    """
+
+    def __init__(self, folder: str | Path, latents: bool = False):
         folder = Path(folder)
         self.meta = json.loads((folder / "meta.json").read_text())
         self.tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
         self.conditions = np.load(folder / "conditions.npy", allow_pickle=False)
+        self.latents = np.load(folder / LATENTS, mmap_mode="r", allow_pickle=False) if latents else None
         self.fields = self.meta["fields"]
 
     def __len__(self) -> int:
@@ -38,22 +44,34 @@ class TokenSet(Dataset):
 
     def __getitem__(self, index: int) -> dict:
         condition = dict(zip(self.fields, self.conditions[index].tolist(), strict=True))
-        return {"tokens": torch.from_numpy(self.tokens[index].astype(np.int64)), "condition": condition}
+        item = {"tokens": torch.from_numpy(self.tokens[index].astype(np.int64)), "condition": condition}
+        if self.latents is not None:
+            item["latent"] = torch.from_numpy(self.latents[index].astype(np.float32))
+        return item
 
 
-def write_tokens(folder: str | Path, batches: Iterable[dict], tokenizer: Tokenizer, fields: list[str]) -> None:
+@torch.no_grad()
+def write_tokens(
+    folder: str | Path, batches: Iterable[dict], tokenizer: Tokenizer, fields: list[str], latents: bool = False
+) -> None:
     """Tokenize batches ``{"sample": (B, ...), "condition": {field: (B,)}}`` into a folder of npy files, all or nothing.
 
     What was in the folder is replaced.
+
+    Args:
+        latents: keep also the latents before quantization, as float16, for predictors of latents.
 
     Raises:
         UserError: no batches, or the folder cannot be written.
     """
     folder = Path(folder)
     small = np.uint16 if tokenizer.quantizer.codebook_size <= 1 << 16 else np.int32
-    tokens, conditions = [], []
+    tokens, conditions, kept = [], [], []
     for batch in batches:
-        tokens.append(tokenizer.encode(batch["sample"]).cpu().numpy().astype(small))
+        latent = tokenizer.autoencoder.encode(batch["sample"])
+        tokens.append(tokenizer.quantizer.encode(latent).cpu().numpy().astype(small))
+        if latents:
+            kept.append(latent.cpu().numpy().astype(np.float16))
         columns = [batch["condition"][name].cpu().numpy() for name in fields]
         conditions.append(np.stack(columns, 1).astype(np.int32) if fields else np.zeros((len(tokens[-1]), 0), np.int32))
     if not tokens:
@@ -65,6 +83,8 @@ def write_tokens(folder: str | Path, batches: Iterable[dict], tokenizer: Tokeniz
             part.mkdir()
             np.save(part / "tokens.npy", np.concatenate(tokens))
             np.save(part / "conditions.npy", np.concatenate(conditions))
+            if latents:
+                np.save(part / LATENTS, np.concatenate(kept))
             (part / "meta.json").write_text(json.dumps({"fields": fields, "fingerprint": fingerprint(tokenizer)}))
             if folder.exists():
                 os.replace(folder, Path(scratch, "old"))
@@ -83,6 +103,7 @@ class TokenDataModule(L.LightningDataModule):
         batch_size: pyramids a batch.
         passes: times the training split is tokenized; more than one where samples are random crops.
         seed: of the order of the batches.
+        latents: keep and give also the latents before quantization, which the family "flow" learns.
     """
 
     def __init__(
@@ -93,8 +114,10 @@ class TokenDataModule(L.LightningDataModule):
         batch_size: int = 32,
         passes: int = 1,
         seed: int = 0,
+        latents: bool = False,
     ):
         super().__init__()
+        self.latents = latents
         self.source, self.checkpoint, self.root = source, tokenizer, Path(folder)
         self.batch_size, self.passes, self.seed = batch_size, passes, seed
         self._folder: Path | None = None
@@ -119,14 +142,13 @@ class TokenDataModule(L.LightningDataModule):
             passes = self.passes if split == "train" else 1
             if self._made(split, passes * len(dataset)):
                 continue
-            write_tokens(
-                self._folder / split, self._batches(dataset, split, passes), tokenizer, list(self.condition_spec)
-            )
+            batches = self._batches(dataset, split, passes)
+            write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
 
     def _made(self, split: str, count: int) -> bool:
         """Whether the split lies there already. Folders of data may share a name: the number of samples tells more."""
         folder = self._folder / split
-        if not (folder / "meta.json").is_file():
+        if not (folder / "meta.json").is_file() or (self.latents and not (folder / LATENTS).is_file()):
             return False
         made = TokenSet(folder)
         return len(made) == count and made.fields == list(self.condition_spec)
@@ -144,7 +166,7 @@ class TokenDataModule(L.LightningDataModule):
 
     def _set(self, split: str) -> TokenSet | None:
         folder = self._folder / split
-        return TokenSet(folder) if folder.is_dir() else None
+        return TokenSet(folder, self.latents) if folder.is_dir() else None
 
     def train_dataloader(self) -> DataLoader:
         tokens = self._set("train")

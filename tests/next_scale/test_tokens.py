@@ -9,8 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from next_scale import tokens as module
+from next_scale.checkpoint import from_pretrained
 from next_scale.errors import UserError
-from next_scale.model import fingerprint
+from next_scale.model import fingerprint, tokenizer_of
+from next_scale.tokenizer import Tokenizer
 from next_scale.tokens import TokenDataModule, TokenSet, write_tokens
 
 COUNT = {"train": 20, "validation": 6, "test": 3}
@@ -76,6 +78,21 @@ def test_round_trip(tiny_generator, tmp_path):
     assert sorted(p.name for p in (tmp_path / "a").rglob("*")) == ["conditions.npy", "meta.json", "set", "tokens.npy"]
 
 
+def test_latents_beside_tokens(tiny_checkpoint, tmp_path, written):
+    options = {"folder": str(tmp_path / "tokens"), "batch_size": 4}
+    TokenDataModule(Source(), tiny_checkpoint, **options).prepare_data()
+    data = TokenDataModule(Source(), tiny_checkpoint, latents=True, **options)
+    data.prepare_data()
+    data.prepare_data()
+    assert len(written) == 2 * len(COUNT)  # tokens alone would not do; what is there now does
+    batch = next(iter(data.val_dataloader()))
+    tokenizer = tokenizer_of(from_pretrained(tiny_checkpoint))
+    assert batch["latent"].dtype == torch.float32
+    assert torch.equal(tokenizer.quantizer.encode(batch["latent"])[:, 0], batch["tokens"][:, 0])
+    expected = tokenizer.autoencoder.encode(Source().dataset("validation").samples[:4])
+    assert torch.allclose(batch["latent"], expected, atol=1e-3, rtol=1e-3)
+
+
 def test_without_conditions(tiny_generator, tmp_path):
     write_tokens(tmp_path / "set", batches(fields=()), tiny_generator.tokenizer, [])
     assert TokenSet(tmp_path / "set")[4]["condition"] == {}
@@ -84,12 +101,17 @@ def test_without_conditions(tiny_generator, tmp_path):
 @pytest.mark.parametrize("size, stored", [(1 << 16, np.uint16), ((1 << 16) + 1, np.int32)])
 def test_large_codebooks_fit(size, stored, tmp_path):
     class Fixed(torch.nn.Module):
-        quantizer = type("", (), {"codebook_size": size})
+        codebook_size = size
 
+        def encode(self, latent):
+            return torch.tensor([[0, size - 1]] * len(latent))
+
+    class Same(torch.nn.Module):
         def encode(self, x):
-            return torch.tensor([[0, size - 1]] * len(x))
+            return x
 
-    write_tokens(tmp_path / "set", batches(), Fixed(), ["label"])
+    tokenizer = Tokenizer(Same(), Fixed())
+    write_tokens(tmp_path / "set", batches(), tokenizer, ["label"])
     tokens = TokenSet(tmp_path / "set")
     assert tokens[0]["tokens"].tolist() == [0, size - 1] and tokens.tokens.dtype == stored
 
