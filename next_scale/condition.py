@@ -1,4 +1,4 @@
-"""Conditions: named fields with a fixed list of values each, any of which may be left out."""
+"""Conditions: named fields with a fixed list of values each, or with a vector, any of which may be left out."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from next_scale.errors import UserError
@@ -15,6 +16,10 @@ NOT_GIVEN = -1  # index of a field that is left out
 
 ConditionSpec = dict[str, list[str | int]]
 """Field name -> its values in order: ``{"label": ["bass", "flute"], "pitch": [36, 37, ...]}``."""
+
+
+VectorSpec = dict[str, int]
+"""Field name -> numbers of its vector: ``{"embedding": 512}``. A sample that leaves the field out has NaN there."""
 
 
 def is_numeric(values: Sequence[str | int]) -> bool:
@@ -76,60 +81,131 @@ def _nearest(name: str, known: Sequence[int], value: str | int | float) -> int:
     return min(range(len(known)), key=lambda i: (abs(known[i] - number), known[i]))
 
 
-def collate_conditions(conditions: Iterable[Mapping[str, int]], spec: ConditionSpec) -> dict[str, Tensor]:
-    """Indices of B samples to a condition batch: field -> (B,) int64, -1 where a sample leaves the field out."""
+def collate_conditions(
+    conditions: Iterable[Mapping[str, int | Tensor]], spec: ConditionSpec, vectors: VectorSpec | None = None
+) -> dict[str, Tensor]:
+    """Conditions of B samples to a condition batch.
+
+    Args:
+        conditions: field -> index, or vector (S,), in each; what one leaves out it leaves to the model.
+
+    Returns:
+        Field -> (B,) int64, -1 where not given; of a vector field (B, S) float32, NaN where not given.
+    """
     rows = list(conditions)
-    return {name: torch.tensor([row.get(name, NOT_GIVEN) for row in rows], dtype=torch.int64) for name in spec}
+    batch = {name: torch.tensor([row.get(name, NOT_GIVEN) for row in rows], dtype=torch.int64) for name in spec}
+    for name, size in (vectors or {}).items():
+        absent = torch.full((size,), torch.nan)
+        batch[name] = torch.stack([row.get(name, absent) for row in rows]) if rows else absent.new_zeros(0, size)
+    return batch
+
+
+def any_given(condition: Mapping[str, Tensor]) -> bool:
+    """Whether a condition batch gives any sample any field."""
+    return any(bool(_given(value).any()) for value in condition.values())
+
+
+def _given(value: Tensor) -> Tensor:
+    """Which samples have a field: of indices (B,), or of vectors (B, S), (B,) bool."""
+    return ~value.isnan().any(-1) if value.is_floating_point() else value != NOT_GIVEN
+
+
+class VectorEmbedding(nn.Module):
+    """Two linear layers without bias, tanh GELU between them, and a fixed vector that stands for "not given".
+
+    So AAR (arXiv 2408.09027, section 3.3) takes the embedding of what shall be made.
+
+    Args:
+        size: S.
+        width: D.
+
+    Shape notation: B batch, S numbers of the vector, D width.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(size, width, bias=False), nn.Linear(width, width, bias=False)
+        self.register_buffer("null", torch.randn(size) * size**-0.5)
+        for layer in (self.fc1, self.fc2):
+            nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
+
+    def forward(self, vectors: Tensor, given: Tensor) -> Tensor:
+        """Vectors (B, S), whatever where not `given` (B,) bool, to (B, D)."""
+        vectors = torch.where(given[:, None], vectors, self.null)
+        return self.fc2(F.gelu(self.fc1(vectors), approximate="tanh"))
 
 
 class Conditioner(nn.Module):
-    """Sum of one embedding a field; every field has a null row of its own for "not given".
+    """Sum of one embedding a field; every field has an embedding of its own for "not given".
 
     In training, `dropout` of the samples lose all fields (what classifier-free guidance, arXiv 2207.12598, needs) and
-    each remaining field is lost with probability `field_dropout` (so that any subset may be asked for later). A spec
-    without fields gives zeros.
+    each remaining field is lost with probability `field_dropout` (so that any subset may be asked for later). Without
+    fields it gives zeros.
 
     Args:
         spec: field name -> values.
         width: D.
         dropout, field_dropout: probabilities, in training only.
+        vectors: field name -> numbers of its vector, for :class:`VectorEmbedding`.
 
-    Shape notation: B batch, D width.
+    Raises:
+        UserError: a field without values or of both kinds.
+
+    Shape notation: B batch, S numbers of a vector, D width.
     """
 
-    def __init__(self, spec: ConditionSpec, width: int, dropout: float = 0.1, field_dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        spec: ConditionSpec,
+        width: int,
+        dropout: float = 0.1,
+        field_dropout: float = 0.0,
+        vectors: VectorSpec | None = None,
+    ) -> None:
         super().__init__()
-        self.spec = validate_spec(spec)
+        self.spec, self.vectors = validate_spec(spec), dict(vectors or {})
+        if twice := set(self.spec) & set(self.vectors):
+            raise UserError(f"condition field '{min(twice)}' has both values and a vector: rename one")
         self.width = width
         self.dropout = dropout
         self.field_dropout = field_dropout
-        # A list, for a field may have any name; the last row of each table is its null row.
+        # Lists, for a field may have any name; the last row of each table is its null row.
         self.tables = nn.ModuleList(nn.Embedding(len(values) + 1, width) for values in self.spec.values())
+        self.embeddings = nn.ModuleList(VectorEmbedding(size, width) for size in self.vectors.values())
         std = math.sqrt(1 / (3 * width))
         for table in self.tables:
             nn.init.trunc_normal_(table.weight, std=std, a=-2 * std, b=2 * std)
         self.register_buffer("zero", torch.zeros(width), persistent=False)
 
     def forward(self, condition: Mapping[str, Tensor], batch: int) -> Tensor:
-        """Condition batch, field -> (B,) int64 indices or -1, to (B, D). Fields missing from it count as not given.
+        """Condition batch (:func:`collate_conditions`) to (B, D). Fields missing from it count as not given.
 
         Raises:
-            ValueError: a field that the spec does not have.
+            ValueError: a field that the conditioner does not have.
         """
-        unknown = set(condition) - set(self.spec)
+        unknown = set(condition) - set(self.spec) - set(self.vectors)
         if unknown:
-            raise ValueError(f"condition has fields {sorted(unknown)} that the spec lacks: {list(self.spec)}")
+            known = [*self.spec, *self.vectors]
+            raise ValueError(f"condition has fields {sorted(unknown)} that the spec lacks: {known}")
         device = self.zero.device
         out = self.zero.expand(batch, self.width)
-        lost = torch.rand(batch, device=device) < self.dropout if self.training and self.dropout > 0 else None
-        for (name, values), table in zip(self.spec.items(), self.tables, strict=True):
-            null = len(values)
-            index = condition.get(name)
-            index = torch.full((batch,), null, device=device) if index is None else index.to(device)
-            index = torch.where(index == NOT_GIVEN, null, index)
-            if lost is not None:
-                index = torch.where(lost, null, index)
+        kept = torch.ones(batch, dtype=torch.bool, device=device)
+        if self.training and self.dropout > 0:
+            kept = torch.rand(batch, device=device) >= self.dropout
+
+        def here(value: Tensor) -> Tensor:
+            """Which samples keep a field: (B,) bool."""
+            given = _given(value) & kept
             if self.training and self.field_dropout > 0:
-                index = torch.where(torch.rand(batch, device=device) < self.field_dropout, null, index)
-            out = out + table(index)
+                given &= torch.rand(batch, device=device) >= self.field_dropout
+            return given
+
+        for (name, values), table in zip(self.spec.items(), self.tables, strict=True):
+            index = condition.get(name)
+            index = torch.full((batch,), NOT_GIVEN, device=device) if index is None else index.to(device)
+            out = out + table(torch.where(here(index), index, len(values)))
+        for (name, size), embedding in zip(self.vectors.items(), self.embeddings, strict=True):
+            vectors = condition.get(name)
+            vectors = self.zero.new_full((batch, size), torch.nan) if vectors is None else vectors.to(self.zero)
+            out = out + embedding(vectors, here(vectors))
         return out

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from next_scale.errors import UserError, first_line
+from next_scale.model import Generator, tokenizer_of
+from next_scale.sampling import SamplingOptions
+from next_scale.tokenizer import Tokenizer
+
+_TOKENS = re.compile(r"tokens\.\d+")
+_GREEDY = re.compile(r"generated_\w+_top1_cfg([\d.]+)")
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,17 @@ class Case:
             for key, shape in self.shapes.items()
             if key.startswith(prefix) and key not in self.filled
         }
+
+    def transformer(self, prefix: str) -> dict[str, Tensor]:
+        """As :meth:`weights`, of a transformer: logit scales that keep their construction value among them."""
+        tensors = self.weights(prefix)
+        text = self.metadata.get("attn.scale_mul_1H11", "log(4)")  # the published value, unless the case says otherwise
+        logarithm = re.fullmatch(r"log\((.+)\)", text)
+        start = math.log(float(logarithm[1])) if logarithm else float(text)
+        for name, shape in self.unfilled(prefix).items():
+            if name.endswith("scale_mul_1H11"):
+                tensors[name] = torch.full(shape, start)
+        return tensors
 
 
 def read_case(path: str | Path) -> Case:
@@ -139,6 +157,72 @@ def difference(name: str, ours: Tensor, theirs: Tensor) -> Difference:
     # not `max`, which a comparison with NaN would let pass
     largest = float(gap.max()) if gap.numel() and bool(gap.isfinite().all()) else math.inf if gap.numel() else 0.0
     return Difference(name, largest, detail, False)
+
+
+def compare(
+    case: Case, model: Tokenizer | Generator, sample: str, given: str, field: str,
+    shown: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[list[Difference], list[str]]:  # fmt: skip
+    """Compare all quantities that a case holds, each computed from the inputs on.
+
+    Args:
+        model: with the weights of the case.
+        sample, given: names of the inputs: what the autoencoder takes, and what `field` of the condition holds.
+        shown: from what our autoencoder decodes to what the case has as generated.
+
+    Returns:
+        Their differences, and the names of the tensors that are neither inputs nor known quantities.
+
+    Raises:
+        UserError: no quantity that can be computed, or inputs that do not fit the model.
+    """
+    left = dict(case.tensors)
+    tokens = sorted((name for name in left if _TOKENS.fullmatch(name)), key=lambda name: int(name.split(".")[1]))
+    if tokens:
+        left["tokens"] = torch.cat([left.pop(name) for name in tokens], dim=1)
+    found = []
+    try:
+        for name, ours in _quantities(model, dict(left), sample, given, field, shown or (lambda made: made)):
+            if name in left:
+                found.append(difference(name, ours, left.pop(name)))
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise UserError(f"the case's tensors do not fit its model: {first_line(error)}") from error
+    if not found:
+        raise UserError(f"the case holds nothing to compare, only {', '.join(sorted(case.tensors)) or 'no tensor'}")
+    return found, sorted(left.keys() - {sample, given})
+
+
+@torch.inference_mode()
+def _quantities(
+    model: Tokenizer | Generator, case: dict[str, Tensor], sample: str, given: str, field: str,
+    shown: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
+    """Names and values of all that follows from the inputs; where inputs are missing, from the case's quantities."""
+    tokenizer = tokenizer_of(model)
+    autoencoder, quantizer = tokenizer.autoencoder, tokenizer.quantizer
+    latent, tokens = case.get("latent"), case.get("tokens")
+    if sample in case:
+        latent = autoencoder.encode(case[sample])
+        yield "latent", latent
+    if latent is not None:
+        tokens = quantizer.encode(latent)
+        yield "tokens", tokens
+    if tokens is not None:
+        quantized = quantizer.decode(tokens)
+        yield "latent_quantized", quantized
+        if "reconstruction" in case:
+            yield "reconstruction", autoencoder.decode(quantized)
+        yield "teacher_forcing_input", quantizer.teacher_forcing(tokens)
+    if not isinstance(model, Generator) or given not in case:
+        return
+    condition = {field: case[given]}
+    if tokens is not None and "logits" in case:
+        yield "logits", model.predictor(quantizer.teacher_forcing(tokens), condition)
+    for name in sorted(case):
+        if greedy := _GREEDY.fullmatch(name):
+            sampling = SamplingOptions(cfg=float(greedy[1]), cfg_ramp=True, temperature=0)
+            made, _ = model.generate(condition, range(len(case[given])), sampling)
+            yield name, shown(made)
 
 
 def report(differences: Iterable[Difference], limit: float) -> str:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from next_scale.attention import PrefixAttention
-from next_scale.condition import NOT_GIVEN, Conditioner, ConditionSpec
+from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
 from next_scale.errors import UserError
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
 from next_scale.quantizer import MultiScaleQuantizer
@@ -37,6 +37,7 @@ class NextScale(Predictor):
         width, depth, heads, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path: see
             :class:`next_scale.transformer.Transformer`.
         condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
+        vectors: condition fields that are vectors, see :class:`next_scale.condition.Conditioner`.
         codebook_head: logits of scale k are the dot products with output embeddings of its own codes, which
             :meth:`start_from` sets to the codebook's entries; else one linear layer serves all scales (VAR: its scales
             share one codebook). With a codebook a scale, neighbouring codes share what is learned about either.
@@ -73,6 +74,7 @@ class NextScale(Predictor):
         codebook_head: bool = False,
         label_smoothing: float = 0.0,
         scale_power: float = 1.0,
+        vectors: VectorSpec | None = None,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -80,13 +82,13 @@ class NextScale(Predictor):
         self.schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
         self.codebook_size, self.latent_channels = codebook_size, latent_channels
         self.label_smoothing, self.scale_power = label_smoothing, scale_power
-        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout)
+        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout, vectors)
         self.options = {
             "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
             "shared_modulation": shared_modulation, "qk_norm": qk_norm, "softmax_scale": softmax_scale,
             "dropout": dropout, "drop_path": drop_path, "condition_dropout": condition_dropout,
             "field_dropout": field_dropout, "codebook_head": codebook_head,
-            "label_smoothing": label_smoothing, "scale_power": scale_power,
+            "label_smoothing": label_smoothing, "scale_power": scale_power, "vectors": vectors,
         }  # fmt: skip
         self.codes = self.code_bias = None
         if codebook_head:
@@ -296,7 +298,7 @@ class NextScale(Predictor):
         """
         batch, schedule = len(seeds), self.schedule
         # guidance towards no condition changes nothing
-        guided = sampling.guided(0) and any(bool((index != NOT_GIVEN).any()) for index in condition.values())
+        guided = sampling.guided(0) and any_given(condition)
         c = self.conditioner(condition, batch)
         device = c.device
         if guided:  # the same samples without condition, side by side

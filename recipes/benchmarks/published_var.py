@@ -38,11 +38,12 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from image_var.autoencoder import build_autoencoder
-from image_var.published import SAMPLING, SIDES_256, VAE, VAR, build_generator, read_weights, square_schedule
+from image_var.published import SAMPLING, SIDES_256, VAE, VAR, build_generator, square_schedule
 from next_scale.cli import Outputs, Parser, progress, run_program, whole_number
 from next_scale.model import Generator
 from next_scale.predictors import NextScale
 from next_scale.predictors import next_scale as predictor_module
+from next_scale.published import read_weights
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.tokenizer import Tokenizer
 from recipes.benchmarks.generate import describe_machine

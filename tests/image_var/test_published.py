@@ -17,16 +17,15 @@ from image_var.published import (
     SIDES_512,
     VAE,
     VAR,
-    Weights,
     build_generator,
     build_predictor,
-    read_weights,
     schedule_of,
 )
 from image_var.verify import compare, model_of
 from next_scale.checkpoint import from_pretrained
 from next_scale.errors import UserError
 from next_scale.parity import Case, read_case, report
+from next_scale.published import Weights, read_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 NAMES = ("var_tiny", "var_tiny_shared_aln")
