@@ -11,7 +11,16 @@ from next_scale.errors import UserError
 from next_scale.loading import without_weights
 from next_scale.model import Generator
 from next_scale.predictors import NextScale
-from next_scale.published import Kind, Weights, check_pair, take, transformer_name, transformer_options
+from next_scale.published import (
+    Kind,
+    Weights,
+    check_pair,
+    phi_names,
+    phi_options,
+    take,
+    transformer_name,
+    transformer_options,
+)
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule
@@ -21,6 +30,7 @@ SIDES_256 = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)
 SIDES_512 = (1, 2, 3, 4, 6, 9, 13, 18, 24, 32)
 SAMPLING = SamplingOptions(cfg=1.5, cfg_ramp=True, top_k=900, top_p=0.96)  # of the published scores
 PHI_RATIO = 0.5
+_PHIS = "quantize.quant_resi."
 
 VAE = Kind(
     "VAR autoencoder",
@@ -60,7 +70,7 @@ def build_tokenizer(
     if not widths or any(w % width for w in widths):
         raise UserError(f"{vae.source} has {widths} channels a level, which are no multiples of {width}")
     codes, channels = vae.shape("quantize.embedding.weight")
-    phis = _phi_names(vae)
+    phis = phi_names(vae, _PHIS)
     with without_weights():
         autoencoder = ConvAutoencoder(
             channels_in=channels_in,
@@ -77,12 +87,9 @@ def build_tokenizer(
             channels,
             codes,
             shared_codebook=True,
-            phis=len(phis),
-            phi_kernel=vae.shape(f"{phis[0]}.weight")[-1] if phis else 3,
-            phi_ratio=phi_ratio,
-            phi_margin=1 / 12 if len(phis) == 4 else None,
             cosine=cosine,
             update="gradient",
+            **phi_options(vae, _PHIS, phi_ratio),
         )
         tokenizer = Tokenizer(autoencoder, quantizer)
 
@@ -95,16 +102,6 @@ def build_tokenizer(
 
     take(tokenizer, vae, published)
     return tokenizer.eval()
-
-
-def _phi_names(vae: Weights) -> list[str]:
-    """Published names of the phi's: some shared by neighbouring scales, one for all, or one a scale."""
-    prefix = "quantize.quant_resi."
-    if shared := vae.count(f"{prefix}qresi_ls."):
-        return [f"{prefix}qresi_ls.{i}" for i in range(shared)]
-    if f"{prefix}qresi.weight" in vae.tensors:
-        return [f"{prefix}qresi"]
-    return [f"{prefix}{i}" for i in range(vae.count(prefix))]
 
 
 def build_predictor(var: Weights, schedule: Schedule, heads: int | None = None) -> NextScale:

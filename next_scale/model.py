@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from next_scale.condition import ConditionSpec
+from next_scale.condition import ConditionSpec, VectorSpec
 from next_scale.packed import keep_freed_memory
 from next_scale.predictors.interface import Predictor
 from next_scale.sampling import SamplingOptions
@@ -35,6 +35,11 @@ class Generator(nn.Module):
     def condition_spec(self) -> ConditionSpec:
         """Fields and values that the model can be asked for."""
         return self.predictor.conditioner.spec
+
+    @property
+    def vectors(self) -> VectorSpec:
+        """Fields that take a vector each, and its size."""
+        return self.predictor.conditioner.vectors
 
     def pack(self, int8: bool = False) -> Generator:
         """Arrange the weights for fast generation on the CPU; training and saving are no longer possible.
@@ -67,7 +72,7 @@ class Generator(nn.Module):
         """Draw one sample a seed.
 
         Args:
-            condition: field -> (B,) int64 indices, -1 where not given.
+            condition: field -> (B,) int64 indices, -1 where not given; vector fields (B, S) float32, NaN where not.
             seeds: B integers; a sample depends on its own seed and condition only.
             known, forced: tokens (B, L) int64 to keep and where, (B, L) bool, to change a part of something that
                 exists, see :meth:`next_scale.predictors.next_scale.NextScale.generate`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from next_scale.cli import sample_seed
@@ -29,7 +30,7 @@ class Pipeline:
         return self.generator.condition_spec
 
     def __call__(
-        self, count: int = 1, seed: int = 0, sampling: dict | None = None, **condition: str | int | None
+        self, count: int = 1, seed: int = 0, sampling: dict | None = None, **condition: str | int | Tensor | None
     ) -> Tensor:
         """Generate samples; the same as the command ``generate`` with the same seed.
 
@@ -37,7 +38,8 @@ class Pipeline:
             count: B.
             seed: same seed, same samples.
             sampling: fields of :class:`next_scale.sampling.SamplingOptions` in place of the checkpoint's own.
-            condition: such as ``label="flute", pitch=60``; what is left out is left to the model.
+            condition: such as ``label="flute", pitch=60``, or a vector (S,) for a field that takes one; what is left
+                out is left to the model.
 
         Returns:
             (B, ...) float32 in [-1, 1].
@@ -45,9 +47,10 @@ class Pipeline:
         Raises:
             UserError: an unknown condition, or a sampling option out of range.
         """
+        vectors = {name: torch.as_tensor(condition.pop(name)) for name in self.generator.vectors if name in condition}
         indices = encode_condition(self.condition_spec, condition)
         options = replace(self.generator.sampling, **(sampling or {}))
-        batch = collate_conditions([indices] * count, self.condition_spec)
+        batch = collate_conditions([indices | vectors] * count, self.condition_spec, self.generator.vectors)
         samples, _ = self.generator.generate(batch, [sample_seed(seed, i) for i in range(count)], options)
         return samples
 

@@ -79,12 +79,33 @@ def read_weights(path: str | Path, kind: Kind, others: Sequence[Kind] = ()) -> W
 
 
 def _find(loaded: object, kind: Kind, depth: int = 4) -> dict[str, Tensor] | None:
-    """The first state dict of that kind in nested dictionaries."""
+    """The first state dict of that kind in nested dictionaries; names may begin as those of a wrapped module do."""
     if not isinstance(loaded, Mapping) or depth == 0:
         return None
-    if any(isinstance(loaded.get(mark), Tensor) for mark in kind.marks):
-        return {name: value for name, value in loaded.items() if isinstance(value, Tensor)}
+    for wrap in ("", "module."):
+        if any(isinstance(loaded.get(wrap + mark), Tensor) for mark in kind.marks):
+            return {str(name).removeprefix(wrap): value for name, value in loaded.items() if isinstance(value, Tensor)}
     return next((found for value in loaded.values() if (found := _find(value, kind, depth - 1)) is not None), None)
+
+
+def phi_names(weights: Weights, prefix: str) -> list[str]:
+    """Published names of the phi's: some shared by neighbouring scales, one for all, or one a scale."""
+    if shared := weights.count(f"{prefix}qresi_ls."):
+        return [f"{prefix}qresi_ls.{i}" for i in range(shared)]
+    if f"{prefix}qresi.weight" in weights.tensors:
+        return [f"{prefix}qresi"]
+    return [f"{prefix}{i}" for i in range(weights.count(prefix))]
+
+
+def phi_options(weights: Weights, prefix: str, ratio: float) -> dict:
+    """How many phi's there are and where they stand, for :class:`next_scale.quantizer.MultiScaleQuantizer`."""
+    names = phi_names(weights, prefix)
+    return {
+        "phis": len(names),
+        "phi_kernel": weights.shape(f"{names[0]}.weight")[-1] if names else 3,
+        "phi_ratio": ratio,
+        "phi_margin": 1 / 12 if len(names) == 4 else None,
+    }
 
 
 def take(model: nn.Module, weights: Weights, published: Callable[[str], list[str]]) -> None:

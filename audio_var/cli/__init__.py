@@ -11,6 +11,8 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "pass audio through a tokenizer and back"),
     "tokenize": ("tokens", "audio file -> compact token file"),
     "detokenize": ("tokens", "token file -> audio file"),
+    "import": ("published", "the published weights of AAR and SAT as a checkpoint"),
+    "verify": ("published", "compare this program with what the published code computed"),
     "info": ("info", "what a checkpoint is and holds"),
     "data": ("data", "make and inspect data sets"),
     "fit": ("fit", "train a tokenizer or a next-scale model from a recipe"),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from audio_var.cli import models
 from next_scale.cli import real_number, whole_number
-from next_scale.commands.backend import Advance, Backend, Encoded, Pair, Source, Tile
+from next_scale.commands.backend import Advance, Backend, Encoded, Pair, Source, Tile, Vectors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,6 +68,22 @@ class AudioBackend(Backend):
             metavar="S",
             help="length of the clips, for models of any length (default: the model's own)",
         )
+        group = parser.add_argument_group(
+            "embeddings", "for models that take CLAP's embedding of what shall be heard; also --condition FILE.npy"
+        )
+        group.add_argument("--prompt", nargs="+", action="extend", default=[], metavar="TEXT", help="descriptions")
+        group.add_argument(
+            "--prompt-audio", nargs="+", action="extend", default=[], metavar="FILE", help="recordings to be alike"
+        )
+        group.add_argument(
+            "--clap-model", default=None, metavar="FOLDER",
+            help="CLAP model for prompts: a folder as the hub has it, or a hub id (default: the one that AAR had)",
+        )  # fmt: skip
+
+    def vectors(self, model: Generator, args: argparse.Namespace) -> dict[str, Vectors]:
+        from audio_var.cli.prompts import requested_vectors
+
+        return requested_vectors(model, args)
 
     def grid(self, tokenizer: Tokenizer, args: argparse.Namespace) -> tuple[int, ...] | None:
         from audio_var.cli.clips import grid_lasting

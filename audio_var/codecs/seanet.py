@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -63,8 +64,9 @@ class SeanetCodec(Codec):
             causal=causal,
             norm=norm,
         )
-        self.encoder = SEANetEncoder(**options)
-        self.decoder = SEANetDecoder(**options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the package's way of weight norm, which users cannot mend
+            self.encoder, self.decoder = SEANetEncoder(**options), SEANetDecoder(**options)
 
     def encode(self, waveform: Tensor) -> Tensor:
         """(B, 1, N) float -> (B, C, T). A length that is no multiple of the hop is completed with silence."""

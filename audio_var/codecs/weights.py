@@ -91,16 +91,18 @@ def fill(model: nn.Module, state: dict[str, Tensor], source: str | Path) -> None
 _OLD_NEW = ((".weight_g", ".parametrizations.weight.original0"), (".weight_v", ".parametrizations.weight.original1"))
 
 
+def weight_norm_names(name: str) -> list[str]:
+    """A tensor's name, and with it, for magnitudes and directions of weight norm, the name of the other way."""
+    for old, new in _OLD_NEW:
+        for one, other in ((old, new), (new, old)):
+            if name.endswith(one):
+                return [name, name.removesuffix(one) + other]
+    return [name]
+
+
 def _weight_norm_as_in(state: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under the names that the model gives to magnitudes and directions of weight norm."""
-    renamed = {}
-    for name, tensor in state.items():
-        for pair in (*_OLD_NEW, *(pair[::-1] for pair in _OLD_NEW)):
-            other = name.removesuffix(pair[0]) + pair[1]
-            if name.endswith(pair[0]) and name not in own and other in own:
-                name = other
-        renamed[name] = tensor
-    return renamed
+    return {next((one for one in weight_norm_names(name) if one in own), name): state[name] for name in state}
 
 
 def digest_of(model: nn.Module) -> Tensor:

@@ -44,6 +44,13 @@ class Encoded:
     details: dict = field(default_factory=dict)
 
 
+class Vectors(NamedTuple):
+    """Values of a condition that is a vector: what each is called in file names, and all of them (N, S) float32."""
+
+    names: list[str]
+    values: Tensor
+
+
 class Tile(NamedTuple):
     """A generated sample on a sheet: its file's name, what it was made of, and the sample (C, ...)."""
 
@@ -125,7 +132,17 @@ class Backend(ABC):
 
     @abstractmethod
     def add_generate_options(self, parser: argparse.ArgumentParser) -> None:
-        """Add what `grid` and `finish` may be asked for."""
+        """Add what `vectors`, `grid` and `finish` may be asked for."""
+
+    def vectors(self, model: Generator, args: argparse.Namespace) -> dict[str, Vectors]:
+        """Values asked for of the model's conditions that are vectors: field -> values; fields left out are left out.
+
+        What it takes from ``args.condition`` it removes there.
+
+        Raises:
+            UserError: the model has no such condition, or a value cannot be had.
+        """
+        return {}
 
     def grid(self, tokenizer: Tokenizer, args: argparse.Namespace) -> tuple[int, ...] | None:
         """Size of the full grid that was asked for; None for the model's own.

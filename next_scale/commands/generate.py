@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from next_scale.cli import (
     sampling_options,
     whole_number,
 )
-from next_scale.commands.backend import Backend, Tile
+from next_scale.commands.backend import Backend, Tile, Vectors
 from next_scale.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,7 +77,13 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
     spec, tokenizer = model.condition_spec, model.tokenizer
     options = sampling_options(args, model.sampling)
     grid = backend.grid(tokenizer, args)
-    conditions = requested_conditions(args, spec)
+    vectors = backend.vectors(model, args)
+    conditions = [
+        {**listed, **dict(zip(vectors, rows, strict=True))}
+        for listed in requested_conditions(args, spec)
+        for rows in itertools.product(*(range(len(found.names)) for found in vectors.values()))
+    ]
+    spec = spec | {field: found.names for field, found in vectors.items()}  # by which samples are named
     if len(conditions) * args.count > MOST_SAMPLES:
         raise UserError(
             f"more than {MOST_SAMPLES:,} {backend.samples} asked for; give fewer conditions or a lower --count"
@@ -87,7 +94,8 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
     with Outputs() as outputs, progress("generating", len(jobs)) as advance:
         outputs.folder(out)
         drawn = outputs.file(sheet) if sheet else None
-        samples = draw_samples(model, jobs, args.seed, options, args.batch_size, grid=grid)
+        wanted = [({**condition, **_looked_up(condition, vectors)}, number) for condition, number in jobs]
+        samples = draw_samples(model, wanted, args.seed, options, args.batch_size, grid=grid)
         for name, (condition, _), sample in zip(names, jobs, samples, strict=True):
             sample = backend.finish(sample, tokenizer, args)
             backend.write(outputs.file(out / f"{name}.{args.format}"), sample, tokenizer)
@@ -104,6 +112,11 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
         print(f"{backend.sheet} of {len(tiles)} in {sheet}")
 
 
+def _looked_up(condition: dict[str, int], vectors: dict[str, Vectors]) -> dict[str, Tensor]:
+    """The vectors that a condition has the numbers of."""
+    return {field: found.values[condition[field]] for field, found in vectors.items()}
+
+
 def _sheet(args: argparse.Namespace, backend: Backend) -> Path | None:
     """Where the sheet goes that was asked for."""
     if args.sheet is None:
@@ -115,7 +128,7 @@ def _sheet(args: argparse.Namespace, backend: Backend) -> Path | None:
 
 def draw_samples(
     model: Generator,
-    jobs: Sequence[tuple[dict[str, int], int]],
+    jobs: Sequence[tuple[dict[str, int | Tensor], int]],
     seed: int,
     options: SamplingOptions,
     batch_size: int,
@@ -133,7 +146,7 @@ def draw_samples(
 
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        condition = collate_conditions([condition for condition, _ in batch], model.condition_spec)
+        condition = collate_conditions([condition for condition, _ in batch], model.condition_spec, model.vectors)
         seeds = [sample_seed(seed, number) for _, number in batch]
         kept = (None if part is None else part.expand(len(batch), -1) for part in (known, forced))
         samples, _ = model.generate(condition, seeds, options, *kept, grid=grid)

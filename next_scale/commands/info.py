@@ -73,7 +73,7 @@ def describe(source: str, backend: Backend) -> dict:
     if isinstance(model, Generator):
         facts["kind"] = "generator"
         facts["parameters"]["predictor"] = _size(model.predictor)
-        facts |= {"conditions": model.condition_spec, "sampling": asdict(model.sampling)}
+        facts |= {"conditions": model.condition_spec, "vectors": model.vectors, "sampling": asdict(model.sampling)}
     facts["parameters"]["total"] = sum(facts["parameters"].values())
     return facts
 
@@ -108,6 +108,8 @@ def _lines(facts: dict, backend: Backend) -> list[tuple[str, str]]:
     ]
     for name, values in facts.get("conditions", {}).items():
         lines.append((f"condition {name}", _values(values)))
+    for name, size in facts.get("vectors", {}).items():
+        lines.append((f"condition {name}", f"a vector of {size}"))
     if "sampling" in facts:
         lines.append(("sampling", ", ".join(f"{name} {value}" for name, value in facts["sampling"].items())))
     lines.append(("fingerprint", f"{facts['fingerprint']} (of the tokenizer)"))

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from next_scale.condition import Conditioner, collate_conditions, encode_condition, is_numeric, validate_spec
+from next_scale.condition import (
+    Conditioner,
+    any_given,
+    collate_conditions,
+    encode_condition,
+    is_numeric,
+    validate_spec,
+)
 from next_scale.errors import UserError
 
 SPEC = {"label": ["bass", "brass", "flute"], "pitch": list(range(36, 85)), "velocity": [45, 80, 115]}
@@ -83,3 +90,34 @@ def test_no_fields_and_unknown_fields():
     assert torch.equal(Conditioner({}, 4)({}, 3), torch.zeros(3, 4))
     with pytest.raises(ValueError, match="tempo"):
         Conditioner(SPEC, 4)({"tempo": torch.zeros(1, dtype=torch.int64)}, 1)
+
+
+# Vectors
+
+
+def test_vectors_given_and_not():
+    torch.manual_seed(0)
+    conditioner = Conditioner({"label": ["a", "b"]}, 16, vectors={"embedding": 8}).eval()
+    vectors = torch.randn(2, 8)
+    batch = collate_conditions([{"label": 0, "embedding": vectors[0]}, {}], conditioner.spec, conditioner.vectors)
+    assert batch["embedding"].shape == (2, 8) and batch["embedding"][1].isnan().all() and any_given(batch)
+    out = conditioner(batch, 2)
+    assert out.isfinite().all() and torch.equal(out[1], conditioner({}, 1)[0])
+    layer = conditioner.embeddings[0]
+    hidden = torch.nn.functional.gelu(layer.fc1(vectors[0]), approximate="tanh")
+    torch.testing.assert_close(out[0], conditioner.tables[0].weight[0] + layer.fc2(hidden))
+    absent = collate_conditions([{}, {}], conditioner.spec, conditioner.vectors)
+    assert not any_given(absent) and torch.equal(conditioner(absent, 2), conditioner({}, 2))
+
+
+def test_vectors_are_lost_in_training_and_learned():
+    torch.manual_seed(0)
+    conditioner = Conditioner({}, 16, dropout=0.5, vectors={"embedding": 8})
+    null = conditioner({}, 1)
+    batch = {"embedding": torch.randn(1, 8).expand(400, 8)}
+    lost = (conditioner(batch, 400) - null).abs().sum(1) == 0
+    assert 140 < int(lost.sum()) < 260
+    conditioner(batch, 400).square().mean().backward()
+    assert conditioner.embeddings[0].fc1.weight.grad.abs().sum() > 0
+    with pytest.raises(UserError, match="both values and a vector"):
+        Conditioner({"embedding": [1]}, 16, vectors={"embedding": 8})
