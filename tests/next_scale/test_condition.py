@@ -102,7 +102,8 @@ def test_vectors_given_and_not():
     batch = collate_conditions([{"label": 0, "embedding": vectors[0]}, {}], conditioner.spec, conditioner.vectors)
     assert batch["embedding"].shape == (2, 8) and batch["embedding"][1].isnan().all() and any_given(batch)
     out = conditioner(batch, 2)
-    assert out.isfinite().all() and torch.equal(out[1], conditioner({}, 1)[0])
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[1], conditioner({}, 1)[0])
     layer = conditioner.embeddings[0]
     hidden = torch.nn.functional.gelu(layer.fc1(vectors[0]), approximate="tanh")
     torch.testing.assert_close(out[0], conditioner.tables[0].weight[0] + layer.fc2(hidden))
@@ -115,7 +116,7 @@ def test_vectors_are_lost_in_training_and_learned():
     conditioner = Conditioner({}, 16, dropout=0.5, vectors={"embedding": 8})
     null = conditioner({}, 1)
     batch = {"embedding": torch.randn(1, 8).expand(400, 8)}
-    lost = (conditioner(batch, 400) - null).abs().sum(1) == 0
+    lost = (conditioner(batch, 400) - null).abs().amax(1) < 1e-5
     assert 140 < int(lost.sum()) < 260
     conditioner(batch, 400).square().mean().backward()
     assert conditioner.embeddings[0].fc1.weight.grad.abs().sum() > 0
