@@ -17,9 +17,9 @@ from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample, so
 from next_scale.schedule import Schedule
 from next_scale.transformer import Transformer, init_weight
 
-# Logits of a sample alone and in a batch differ by rounding, a few 1e-6. A draw decided by less than this is taken
-# from the sample alone.
-TOLERANCE = 1e-4
+# Logits of a sample alone and in a batch differ by rounding, up to 8e-7 of the greatest logit in the models at hand. A
+# draw decided by less than this share of it is taken from the sample alone.
+TOLERANCE = 2e-6
 
 
 class NextScale(Predictor):
@@ -316,6 +316,7 @@ class NextScale(Predictor):
                 guided, x, modulations = False, x[:batch], modulations.keep(batch)
                 cache.keep(batch)
             logits = self._logits(self.transformer(x + places[here], modulations, cache=cache), k)
+            tolerance = None if sure is None else TOLERANCE * float(logits.abs().amax())
             strength = sampling.strength(k, schedule.scales)
             if guided:
                 logits = guide(*logits.chunk(2), strength)
@@ -324,8 +325,8 @@ class NextScale(Predictor):
             if sampling.smooth and gumbel is not None:
                 ids, weights = soften(logits, sampling, gumbel, k / max(schedule.scales - 1, 1))
             else:
-                # guidance multiplies what rounding does to the logits
-                tolerance = None if sure is None else TOLERANCE * (1 + 2 * strength)
+                if tolerance is not None:
+                    tolerance *= 1 + 2 * strength  # guidance multiplies what rounding does to the logits
                 ids, certain = sample(logits, sampling, gumbel, tolerance)
             if kept is not None:
                 known, forced = (part[:, here].to(device) for part in kept)
