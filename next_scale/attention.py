@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from next_scale import flops
 from next_scale.packed import PackedLinear, pack_linear
 
 BLOCK = 64  # short runs of queries share one masked call of at most this many; measured fastest on two CPU cores
@@ -21,6 +22,7 @@ def attend(
 
     Tokens come before heads, the order of the linear layers around it, so that no gradient needs to be reordered.
     """
+    flops.report_attention(q, (q.shape[1] + 1) / 2 if causal else k.shape[1])
     q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, L, H, d) -> (B, H, L, d)
     out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale)
     return out.transpose(1, 2)  # (B, H, L, d) -> (B, L, H, d)
@@ -151,7 +153,11 @@ class Attention(nn.Module):
         """(B, L, D) -> (B, L, D). With `cache` the tokens see all cached ones and each other; else `prefix` decides."""
         B, L, D = x.shape
         packed = isinstance(self.qkv, PackedLinear)
-        qkv = self.qkv(x) if packed else F.linear(x, self.qkv.weight, self._bias())
+        if packed:
+            qkv = self.qkv(x)
+        else:
+            flops.report_product(x, self.qkv.weight, 3 * D)
+            qkv = F.linear(x, self.qkv.weight, self._bias())
         q, k, v = (part.view(B, L, self.heads, -1) for part in qkv.chunk(3, dim=-1))  # (B, L, 3 D) -> 3 x (B, L, H, d)
         if self.log_scale is not None:
             q = F.normalize(q, dim=-1) * self.log_scale.clamp(max=math.log(100.0)).exp()

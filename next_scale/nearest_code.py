@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from next_scale import flops
+
 
 @torch.no_grad()
 def nearest_code(latents: Tensor, codebook: Tensor, cosine: bool = False, chunk: int = 512) -> Tensor:
@@ -20,6 +22,7 @@ def nearest_code(latents: Tensor, codebook: Tensor, cosine: bool = False, chunk:
 
     Shape notation: N latents, C channels, V codes.
     """
+    flops.report(2.0 * latents.numel() * codebook.shape[0])
     if cosine:
         latents, codebook = F.normalize(latents, dim=-1), F.normalize(codebook, dim=-1)
     # |x - e|^2 = |x|^2 - 2 x.e + |e|^2, and |x|^2 is the same for every code

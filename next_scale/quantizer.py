@@ -205,13 +205,19 @@ class MultiScaleQuantizer(nn.Module):
         self, tokens: Tensor, k: int, size: tuple[int, ...], grid: tuple[int, ...], weights: Tensor | None = None
     ) -> Tensor:
         """What scale k adds to the latent: tokens (B, n_k) -> (B, C, *grid); a mixture with `weights` (B, n_k, V)."""
-        codes = self.codebook(k)(tokens) if weights is None else weights @ self.codebook(k).weight
-        if self.code_channels:
-            codes = self.code_out[k](codes)
-        codes = codes.transpose(1, 2).unflatten(2, size)  # (B, n_k, C) -> (B, C, *size)
+        codes = self.vectors(tokens, k, weights).transpose(1, 2).unflatten(2, size)  # (B, n_k, C) -> (B, C, *size)
         codes = upsample(codes, grid, self.upsampling)
         phi = self.phi_index(k)
         return codes if phi is None else self.phis[phi](codes)
+
+    def vectors(self, tokens: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
+        """Codes of scale k in the pyramid's channels: tokens (B, n) -> (B, n, channels).
+
+        Args:
+            weights: (B, n, V) of all codes, for their mixture in place of the tokens' own codes.
+        """
+        codes = self.codebook(k)(tokens) if weights is None else weights @ self.codebook(k).weight
+        return self.code_out[k](codes) if self.code_channels else codes
 
     def forward(self, latent: Tensor, learn: bool = True) -> QuantizerOutput:
         """Quantize with straight-through gradients; in training mode codebooks learn unless `learn` is False.

@@ -3,11 +3,20 @@
 from next_scale.predictors.any_length import AnyLength
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
 from next_scale.predictors.next_scale import NextScale
+from next_scale.predictors.next_token import NextToken
 from next_scale.predictors.registry import predictor_class, predictor_names
 
-FAMILIES = (NextScale, AnyLength)
+FAMILIES = (NextScale, AnyLength, NextToken)
 """Those of this package, in the order in which they are listed."""
 
 __all__ = [
-    "FAMILIES", "AnyLength", "Generated", "LossOutput", "NextScale", "Predictor", "predictor_class", "predictor_names",
-]  # fmt: skip
+    "FAMILIES",
+    "AnyLength",
+    "Generated",
+    "LossOutput",
+    "NextScale",
+    "NextToken",
+    "Predictor",
+    "predictor_class",
+    "predictor_names",
+]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +11,14 @@ from torch import Tensor, nn
 from next_scale.attention import PrefixAttention
 from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
 from next_scale.errors import UserError
-from next_scale.predictors.interface import Generated, LossOutput, Predictor
+from next_scale.predictors.token_predictor import TOLERANCE, TokenPredictor
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample, soften
 from next_scale.schedule import Schedule
 from next_scale.transformer import Transformer, init_weight
 
-# Logits of a sample alone and in a batch differ by rounding, up to 8e-7 of the greatest logit in the models at hand. A
-# draw decided by less than this share of it is taken from the sample alone.
-TOLERANCE = 2e-6
 
-
-class NextScale(Predictor):
+class NextScale(TokenPredictor):
     """Predicts every token of a scale at once from all coarser scales and the condition.
 
     The input of scale 0 is the condition's embedding; that of scale k the sum of scales < k, resampled to scale k's
@@ -90,6 +86,7 @@ class NextScale(Predictor):
             "field_dropout": field_dropout, "codebook_head": codebook_head,
             "label_smoothing": label_smoothing, "scale_power": scale_power, "vectors": vectors,
         }  # fmt: skip
+        self.previous_embed: nn.Linear | None = None  # of the token before, for families that predict one by one
         self.codes = self.code_bias = None
         if codebook_head:
             self.codes = nn.Parameter(torch.randn(self.schedule.scales, codebook_size, latent_channels))
@@ -160,10 +157,6 @@ class NextScale(Predictor):
             entries = entries - entries.mean(0)
             codes.copy_(entries / entries.square().mean().sqrt().clamp_min(1e-8))
 
-    def pack(self, int8: bool = False) -> None:
-        """See :meth:`next_scale.transformer.Transformer.pack`."""
-        self.transformer.pack(int8)
-
     def _logits(self, features: Tensor, k: int) -> Tensor:
         """Head outputs of scale k to logits: (B, n_k, ...) -> (B, n_k, V)."""
         if self.codes is None:
@@ -188,114 +181,22 @@ class NextScale(Predictor):
         Returns:
             (B, L, V) float32.
         """
+        return self._forward(inputs, condition)
+
+    def _forward(self, inputs: Tensor, condition: Mapping[str, Tensor], own: Tensor | float = 0.0) -> Tensor:
+        """As :meth:`forward`; `own` (B, L, D) is what tokens show of their own scale."""
         c = self.conditioner(condition, inputs.shape[0])
-        x = torch.cat([self._first(c), self.word_embed(inputs)], dim=1) + self._places()
+        x = torch.cat([self._first(c), self.word_embed(inputs)], dim=1) + self._places() + own
         features = self.transformer(x, self.transformer.modulations(c), self.prefix)
         if self.codes is None:
             return features
         return torch.cat([self._logits(part, k) for k, part in enumerate(self.schedule.split(features))], dim=1)
-
-    def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
-        """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`."""
-        logits = self.forward(inputs, condition)
-        entropy = _entropy(logits, tokens)
-        target = entropy
-        if self.label_smoothing > 0:
-            uniform = logits.logsumexp(-1) - logits.mean(-1)
-            target = torch.lerp(entropy, uniform, self.label_smoothing)
-        weights = torch.tensor(self.schedule.counts, dtype=target.dtype, device=target.device) ** self.scale_power
-        loss = (self._scale_means(target) * weights).sum() / weights.sum()
-        with torch.no_grad():
-            hits = (logits.argmax(-1) == tokens).float()
-            return LossOutput(loss, self._scale_means(entropy), self._scale_means(hits))
-
-    def _scale_means(self, values: Tensor) -> Tensor:
-        """(B, L) -> (K,)."""
-        return torch.stack([part.mean() for part in self.schedule.split(values)])
-
-    def log_prob(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Natural log-probability of tokens (B, L), summed within each scale: (B, K).
-
-        Exact in eval mode; in train mode the dropouts apply.
-        """
-        logits = self.forward(inputs, condition)
-        entropy = _entropy(logits, tokens)
-        return torch.stack([-part.sum(1) for part in self.schedule.split(entropy)], dim=1)
-
-    def generate(
-        self,
-        quantizer: MultiScaleQuantizer,
-        condition: Mapping[str, Tensor],
-        batch: int,
-        sampling: SamplingOptions | None = None,
-        generator: torch.Generator | None = None,
-        seeds: int | Sequence[int] | Tensor | None = None,
-        known: Tensor | None = None,
-        forced: Tensor | None = None,
-    ) -> Generated:
-        """Draw pyramids, K transformer steps each.
-
-        A sample depends on its condition and seed, and not on the samples beside it: each has its own stream of noise,
-        and where rounding, which does differ between batch sizes, could decide a draw (a few samples in a hundred),
-        that sample is drawn again alone. With `sampling.smooth`, or after `transformer.pack(int8=True)`, rounding
-        always decides a little, and every sample is drawn alone.
-
-        Args:
-            quantizer: turns each scale into the next scale's input; of the same schedule.
-            condition: field -> (B,) int64 index, -1 for not given.
-            batch: B.
-            sampling: see :class:`next_scale.sampling.SamplingOptions`.
-            generator: draws the seeds where none are given; the global one by default.
-            seeds: one a sample; or one integer s, for s, s + 1, ... s + B - 1.
-            known: tokens (B, L) int64 of something that exists already.
-            forced: (B, L) bool, the places that keep their known token while the others are drawn, for zero-shot
-                editing as in VAR; :meth:`next_scale.schedule.Schedule.shrink_mask` makes it of a mask over the grid.
-                The others get the noise that they would have without it.
-
-        Raises:
-            ValueError: a number of seeds other than B, or `known` and `forced` of other shapes.
-        """
-        sampling = sampling or SamplingOptions()
-        if seeds is None:
-            seeds = torch.randint(2**62, (batch,), generator=generator)
-        seeds = [seeds + i for i in range(batch)] if isinstance(seeds, int) else [int(seed) for seed in seeds]
-        if len(seeds) != batch:
-            raise ValueError(f"{len(seeds)} seeds for a batch of {batch}")
-        shape = (batch, self.schedule.length)
-        if (known is None) != (forced is None) or any(t is not None and t.shape != shape for t in (known, forced)):
-            raise ValueError(f"known and forced belong together and have shape {shape}")
-
-        def draw(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
-            here = {name: index[rows] for name, index in condition.items()}
-            kept = None if known is None else (known[rows], forced[rows])
-            return self._generate(quantizer, here, sampling, seeds[rows], kept)
-
-        alone = [slice(row, row + 1) for row in range(batch)]
-        training = self.training
-        self.eval()
-        try:
-            if batch == 1 or self.transformer.int8 or (sampling.smooth and not sampling.greedy):
-                drawn = [draw(row) for row in alone]
-                tokens, latent = (torch.cat([one[i] for one in drawn]).clone() for i in range(2))
-                return Generated(tokens, latent)  # clones: outside inference mode, tensors like any other
-            tokens, _, sure = draw(slice(batch))
-            tokens = tokens.clone()
-            for row in (~sure).nonzero()[:, 0].tolist():
-                tokens[row] = draw(alone[row])[0][0]
-            with torch.no_grad():
-                return Generated(tokens, torch.cat([quantizer.decode(row) for row in tokens.split(1)]))
-        finally:
-            self.train(training)
 
     @torch.inference_mode()
     def _generate(
         self, quantizer: MultiScaleQuantizer, condition: Mapping[str, Tensor], sampling: SamplingOptions,
         seeds: list[int], kept: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-        """Tokens (B, L), latent (B, C, *grid), and in a batch whether rounding decided none of a sample's draws (B,).
-
-        `kept` are known tokens and where they are forced, both (B, L).
-        """
         batch, schedule = len(seeds), self.schedule
         # guidance towards no condition changes nothing
         guided = sampling.guided(0) and any_given(condition)
@@ -311,39 +212,47 @@ class NextScale(Predictor):
         x, tokens = self._first(c), []
         sure = torch.ones(batch, dtype=torch.bool, device=device) if batch > 1 else None
         for k, (start, count) in enumerate(zip(schedule.starts, schedule.counts, strict=True)):
-            here = slice(start, start + count)
             if guided and not sampling.guided(k):  # from here on without the unconditional half
                 guided, x, modulations = False, x[:batch], modulations.keep(batch)
                 cache.keep(batch)
-            logits = self._logits(self.transformer(x + places[here], modulations, cache=cache), k)
-            tolerance = None if sure is None else TOLERANCE * float(logits.abs().amax())
             strength = sampling.strength(k, schedule.scales)
-            if guided:
-                logits = guide(*logits.chunk(2), strength)
             gumbel = None if sampling.greedy else noise.gumbel(count, self.codebook_size, device)
-            weights, certain = None, None
-            if sampling.smooth and gumbel is not None:
-                ids, weights = soften(logits, sampling, gumbel, k / max(schedule.scales - 1, 1))
-            else:
-                if tolerance is not None:
-                    tolerance *= 1 + 2 * strength  # guidance multiplies what rounding does to the logits
-                ids, certain = sample(logits, sampling, gumbel, tolerance)
-            if kept is not None:
-                known, forced = (part[:, here].to(device) for part in kept)
-                ids = torch.where(forced, known, ids)
-                certain = None if certain is None else certain | forced
-                if weights is not None:
-                    weights[forced] = F.one_hot(known[forced], self.codebook_size).to(weights.dtype)
-            tokens.append(ids)
-            if sure is not None:
-                sure &= certain.all(1)
+            x = x + places[start : start + count]
+            drawn, mixed, before = [], [], None
+            step = count if self.previous_embed is None else 1
+            for part in (slice(first, first + step) for first in range(0, count, step)):
+                h = x[:, part]
+                if before is not None:
+                    seen = self.previous_embed(before)
+                    h = h + (torch.cat([seen, seen]) if guided else seen)
+                logits = self._logits(self.transformer(h, modulations, cache=cache), k)
+                tolerance = None if sure is None else TOLERANCE * float(logits.abs().amax())
+                if guided:
+                    logits = guide(*logits.chunk(2), strength)
+                weights, certain = None, None
+                chance = None if gumbel is None else gumbel[:, part]
+                if sampling.smooth and chance is not None:
+                    ids, weights = soften(logits, sampling, chance, k / max(schedule.scales - 1, 1))
+                else:
+                    if tolerance is not None:
+                        tolerance *= 1 + 2 * strength  # guidance multiplies what rounding does to the logits
+                    ids, certain = sample(logits, sampling, chance, tolerance)
+                if kept is not None:
+                    known, forced = (each[:, start : start + count][:, part].to(device) for each in kept)
+                    ids = torch.where(forced, known, ids)
+                    certain = None if certain is None else certain | forced
+                    if weights is not None:
+                        weights[forced] = F.one_hot(known[forced], self.codebook_size).to(weights.dtype)
+                drawn.append(ids)
+                mixed.append(weights)
+                if sure is not None:
+                    sure &= certain.all(1)
+                if part.stop < count:
+                    before = quantizer.vectors(ids, k, weights)
+            tokens += drawn
+            ids, weights = torch.cat(drawn, dim=1), None if mixed[0] is None else torch.cat(mixed, dim=1)
             latent, shown = quantizer.step(latent, ids, k, weights)
             if shown is not None:
                 x = self.word_embed(shown)
                 x = torch.cat([x, x]) if guided else x
         return torch.cat(tokens, dim=1), quantizer.project_out(latent), sure
-
-
-def _entropy(logits: Tensor, tokens: Tensor) -> Tensor:
-    """Cross-entropy of every token in nats: (B, L, V), (B, L) -> (B, L)."""
-    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
