@@ -117,6 +117,10 @@ class KVCache:
         """Every layer has appended `count` tokens: the next step starts after them."""
         self.end += count
 
+    def back(self, count: int) -> None:
+        """Forget the last `count` tokens: the next step takes their place."""
+        self.end -= count
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with one matrix for q, k and v; q and v have a bias, k none (as in VAR).

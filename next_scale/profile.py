@@ -1,7 +1,7 @@
 """The profile of a pyramid: what each scale adds, in distortion and in bits.
 
-Where coarse scales explain little, as averages of an oscillating latent may, a next-scale predictor has little to predict
-from: the profile tells before anything is trained on the tokens.
+Where coarse scales explain little, as averages of an oscillating latent may, a next-scale predictor has little to
+predict from: the profile tells before anything is trained on the tokens.
 """
 
 from __future__ import annotations

@@ -1,46 +1,192 @@
-"""What predictors of tokens share: the loss, the likelihood, and draws that depend on a sample's own seed only."""
+"""What predictors of tokens share: network, heads, loss, likelihood, and samples that depend on their own seed only."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from next_scale import flops
+from next_scale.attention import PrefixAttention
+from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
+from next_scale.errors import UserError
+from next_scale.predictors.drawing import Known
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
-from next_scale.transformer import Transformer
-
-# Logits of a sample alone and in a batch differ by rounding, up to 8e-7 of the greatest logit in the models at hand. A
-# draw decided by less than this share of it is taken from the sample alone.
-TOLERANCE = 2e-6
+from next_scale.schedule import Schedule, StrideSchedule
+from next_scale.transformer import Modulations, Transformer
 
 
 class TokenPredictor(Predictor):
-    """A predictor whose :meth:`forward` gives logits of every token of the pyramid.
+    """A transformer whose :meth:`forward` gives logits of every token of the pyramid.
 
-    Attributes:
-        transformer: its network.
+    A family says in which steps tokens come and what each step sees: `forward` under teacher forcing, `_generate` step
+    by step with kept keys and values.
+
+    Args:
+        schedule: of the quantizer; a text such as "1 2 4 8" will do.
+        codebook_size: V.
+        latent_channels: C of the inputs: the channels inside the quantizer's pyramid (`quantizer.channels`).
+        spec: condition fields and their values; empty for unconditional prediction.
+        width, depth, heads, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path: see
+            :class:`next_scale.transformer.Transformer`.
+        condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
+        vectors: condition fields that are vectors, see :class:`next_scale.condition.Conditioner`.
+        codebook_head: logits of scale k are the dot products with output embeddings of its own codes, which
+            :meth:`start_from` sets to the codebook's entries; else one linear layer serves all scales (VAR: its scales
+            share one codebook). With a codebook a scale, neighbouring codes share what is learned about either.
         label_smoothing: of the training loss; the losses reported per scale are without.
-        scale_power: the training loss weights the mean of scale k by n_k ** scale_power.
+        scale_power: the training loss weights the mean of scale k by n_k ** scale_power: 1 is the mean over tokens
+            (VAR), 0 the mean over scales. Below 1 the few coarse tokens, on which all else hangs, are learned sooner.
 
-    Shape notation: B batch, K scales, n_k tokens of scale k, L tokens in all, C channels, V codes.
+    Raises:
+        UserError: `width` is not a multiple of `heads`.
+
+    Shape notation: B batch, K scales, n_k tokens of scale k, L tokens in all, C channels, V codes, D width.
     """
 
-    transformer: Transformer
-    label_smoothing: float = 0.0
-    scale_power: float = 1.0
+    exact_log_prob = True
 
-    @abstractmethod
-    def forward(self, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-        """Logits (B, L, V) float32 under teacher forcing, from :meth:`inputs`."""
+    def __init__(
+        self,
+        schedule: Schedule | str | list,
+        codebook_size: int,
+        latent_channels: int,
+        spec: ConditionSpec | None = None,
+        width: int = 256,
+        depth: int = 6,
+        heads: int = 4,
+        mlp_ratio: float = 4.0,
+        shared_modulation: bool = False,
+        qk_norm: bool = False,
+        softmax_scale: float | None = None,
+        dropout: float = 0.0,
+        drop_path: float = 0.0,
+        condition_dropout: float = 0.1,
+        field_dropout: float = 0.0,
+        codebook_head: bool = False,
+        label_smoothing: float = 0.0,
+        scale_power: float = 1.0,
+        vectors: VectorSpec | None = None,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise UserError(f"width {width} is not a multiple of {heads} heads")
+        self.schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
+        self.codebook_size, self.latent_channels = codebook_size, latent_channels
+        self.label_smoothing, self.scale_power = label_smoothing, scale_power
+        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout, vectors)
+        self.options = {
+            "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
+            "shared_modulation": shared_modulation, "qk_norm": qk_norm, "softmax_scale": softmax_scale,
+            "dropout": dropout, "drop_path": drop_path, "condition_dropout": condition_dropout,
+            "field_dropout": field_dropout, "codebook_head": codebook_head,
+            "label_smoothing": label_smoothing, "scale_power": scale_power, "vectors": vectors,
+        }  # fmt: skip
+        self.codes = self.code_bias = None
+        if codebook_head:
+            self.codes = nn.Parameter(torch.randn(self.schedule.scales, codebook_size, latent_channels))
+            self.code_bias = nn.Parameter(torch.zeros(self.schedule.scales, codebook_size))
+        self.transformer = Transformer(
+            width,
+            depth,
+            heads,
+            self._tokens_a_place() * (latent_channels if codebook_head else codebook_size),
+            mlp_ratio,
+            shared_modulation,
+            qk_norm,
+            softmax_scale,
+            dropout,
+            drop_path,
+        )
+        self.prefix = PrefixAttention(self._visible_end())
+
+    def _tokens_a_place(self) -> int:
+        """Tokens that one place of the transformer's sequence predicts."""
+        return 1
+
+    def _visible_end(self) -> Tensor:
+        """Number of leading places that each place of the transformer's sequence sees: int64. Causal by default."""
+        return torch.arange(1, self.schedule.length + 1)
+
+    @classmethod
+    def for_quantizer(cls, quantizer: MultiScaleQuantizer, spec: ConditionSpec, **options) -> TokenPredictor:
+        """See :meth:`next_scale.predictors.interface.Predictor.for_quantizer`."""
+        if isinstance(quantizer.schedule, StrideSchedule):
+            raise UserError(f"the predictor '{cls.name}' has a fixed length: train a tokenizer without strides for it")
+        return cls(quantizer.schedule, quantizer.codebook_size, quantizer.channels, spec, **options)
+
+    def to_config(self) -> dict:
+        """Arguments that build this predictor again, for JSON."""
+        return {
+            "schedule": self.schedule.to_config(), "codebook_size": self.codebook_size,
+            "latent_channels": self.latent_channels, "spec": self.conditioner.spec, **self.options,
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, config: Mapping) -> TokenPredictor:
+        """Inverse of :meth:`to_config`."""
+        return cls(**{**config, "schedule": Schedule.from_config(config["schedule"])})
+
+    @torch.no_grad()
+    def start_from(self, quantizer: MultiScaleQuantizer) -> None:
+        """Set the output embeddings of `codebook_head` to the codebooks' entries, centred and at unit spread.
+
+        Raises:
+            UserError: the quantizer looks codes up in another number of channels than its pyramid has.
+        """
+        if self.codes is None:
+            return
+        for k, codes in enumerate(self.codes):
+            entries = quantizer.codebook(k).weight
+            if entries.shape != codes.shape:
+                raise UserError(
+                    "codebook_head needs codes as wide as the pyramid: leave the quantizer's code_channels out"
+                )
+            entries = entries - entries.mean(0)
+            codes.copy_(entries / entries.square().mean().sqrt().clamp_min(1e-8))
 
     def pack(self, int8: bool = False) -> None:
         """See :meth:`next_scale.transformer.Transformer.pack`."""
         self.transformer.pack(int8)
+
+    def _head(self, k: int) -> Callable[[Tensor], Tensor]:
+        """From the transformer's outputs of scale k to its logits: (B, n, ...) -> (B, n, V)."""
+        if self.codes is None:
+            return lambda features: features
+        weight, bias = self.codes[k].T * self.latent_channels**-0.5, self.code_bias[k]
+
+        def head(features: Tensor) -> Tensor:
+            flops.report_product(features, self.codes, self.codebook_size)
+            return features @ weight + bias
+
+        return head
+
+    def _logits(self, features: Tensor, k: int) -> Tensor:
+        """As :meth:`_head`, for a single step."""
+        return self._head(k)(features)
+
+    def _all_logits(self, features: Tensor) -> Tensor:
+        """The transformer's outputs for the whole pyramid to logits: (B, L, ...) -> (B, L, V)."""
+        if self.codes is None:
+            return features
+        return torch.cat([self._logits(part, k) for k, part in enumerate(self.schedule.split(features))], dim=1)
+
+    @abstractmethod
+    def forward(self, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+        """Logits of the whole pyramid under teacher forcing.
+
+        Args:
+            inputs: as :meth:`inputs` gives them.
+            condition: field -> (B,) int64 index, -1 for not given.
+
+        Returns:
+            (B, L, V) float32.
+        """
 
     def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
         """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`."""
@@ -114,7 +260,7 @@ class TokenPredictor(Predictor):
 
         def draw(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
             here = {name: index[rows] for name, index in condition.items()}
-            kept = None if known is None else (known[rows], forced[rows])
+            kept = None if known is None else Known(known[rows], forced[rows])
             return self._generate(quantizer, here, sampling, seeds[rows], kept)
 
         alone = [slice(row, row + 1) for row in range(batch)]
@@ -137,14 +283,27 @@ class TokenPredictor(Predictor):
     @abstractmethod
     def _generate(
         self, quantizer: MultiScaleQuantizer, condition: Mapping[str, Tensor], sampling: SamplingOptions,
-        seeds: list[int], kept: tuple[Tensor, Tensor] | None = None,
+        seeds: list[int], known: Known | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
-        """Tokens (B, L), latent (B, C, *grid), and in a batch whether rounding decided none of a sample's draws (B,).
+        """Tokens (B, L), latent (B, C, *grid), and in a batch whether rounding decided no draw of a sample (B,)."""
 
-        `kept` are known tokens and where they are forced, both (B, L).
-        """
+    def _conditions(
+        self, condition: Mapping[str, Tensor], batch: int, guided: bool
+    ) -> tuple[bool, Tensor, Modulations]:
+        """Whether to guide, and the condition (B, D) and all that it does; guided (2 B, D), those without it last."""
+        guided = guided and any_given(condition)  # guidance towards no condition changes nothing
+        c = self.conditioner(condition, batch)
+        if guided:
+            c = torch.cat([c, self.conditioner({}, batch)])
+        return guided, c, self.transformer.modulations(c)
 
 
 def entropy_of(logits: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy of every token in nats: (B, L, V), (B, L) -> (B, L)."""
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+
+
+def code_table(quantizer: MultiScaleQuantizer, k: int) -> Tensor:
+    """All codes of scale k in the pyramid's channels, at unit spread, for those of fine scales are small: (V, C)."""
+    codes = quantizer.vectors(torch.arange(quantizer.codebook_size, device=quantizer.codebook(k).weight.device), k)
+    return codes / codes.square().mean().sqrt().clamp_min(1e-8)

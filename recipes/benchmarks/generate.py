@@ -35,7 +35,7 @@ from audio_var.objective import AudioObjective
 from next_scale import sampling as sampling_module
 from next_scale.cli import Outputs, Parser, resolve_device, run_program, sample_seed, whole_number
 from next_scale.model import Generator, fingerprint
-from next_scale.predictors import next_scale as predictor_module
+from next_scale.predictors import drawing
 from next_scale.report import markdown_table
 
 RECIPES = Path(__file__).parents[1] / "audio_notes"
@@ -223,8 +223,8 @@ class Bench:
         tokenizer = self.model.tokenizer
         yield "transformer", self.model.predictor.transformer, "forward"
         yield "noise", sampling_module.NoiseStreams, "gumbel"
-        yield "guidance", predictor_module, "guide"
-        yield "drawing", predictor_module, "sample"
+        yield "guidance", drawing, "guide"
+        yield "drawing", drawing, "sample"
         yield "quantizer, between scales", tokenizer.quantizer, "step"
         yield "quantizer, last sum", tokenizer.quantizer, "decode"
         codec = tokenizer.autoencoder

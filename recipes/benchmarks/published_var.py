@@ -41,8 +41,7 @@ from image_var.autoencoder import build_autoencoder
 from image_var.published import SAMPLING, SIDES_256, VAE, VAR, build_generator, square_schedule
 from next_scale.cli import Outputs, Parser, progress, run_program, whole_number
 from next_scale.model import Generator
-from next_scale.predictors import NextScale
-from next_scale.predictors import next_scale as predictor_module
+from next_scale.predictors import NextScale, drawing
 from next_scale.published import read_weights
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.tokenizer import Tokenizer
@@ -193,10 +192,10 @@ class Ours:
 
     def parts(self) -> list[tuple[object, str, str]]:
         """What is timed as a part: owner, attribute, name."""
-        sampling = [(predictor_module, name, "sampling") for name in ("guide", "sample")]
+        sampling = [(drawing, name, "sampling") for name in ("guide", "sample")]
         return [
             (self.model.tokenizer.autoencoder, "decode", "decoder"),
-            (predictor_module.NoiseStreams, "gumbel", "sampling"),
+            (drawing.NoiseStreams, "gumbel", "sampling"),
             *sampling,
         ]
 

@@ -284,7 +284,7 @@ def test_forcing_needs_fitting_tensors():
 def test_close_calls_are_drawn_alone(monkeypatch):
     """With a tolerance that no draw satisfies, a batch is exactly what its samples give one by one."""
     schedule, quantizer, model = setup("1 2 4")
-    monkeypatch.setattr("next_scale.predictors.next_scale.TOLERANCE", 1e9)
+    monkeypatch.setattr("next_scale.predictors.drawing.TOLERANCE", 1e9)
     condition, calls = conditions(3), []
     inner = model._generate
     monkeypatch.setattr(model, "_generate", lambda *args: calls.append(len(args[3])) or inner(*args))
