@@ -164,8 +164,12 @@ class TokenDataModule(L.LightningDataModule):
         if self._folder is None:
             self.prepare_data()
 
+    def split_folder(self, split: str) -> Path:
+        """Where the tokens of a split are, once they have been made."""
+        return self._folder / split
+
     def _set(self, split: str) -> TokenSet | None:
-        folder = self._folder / split
+        folder = self.split_folder(split)
         return TokenSet(folder, self.latents) if folder.is_dir() else None
 
     def train_dataloader(self) -> DataLoader:

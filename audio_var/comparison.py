@@ -1,0 +1,60 @@
+"""Audio as a modality of the comparison: short clips, as the latent of a codec, in one dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from audio_var.codecs.spectral import SpectralCodec
+from audio_var.data.datamodule import AudioDataModule
+from audio_var.evaluator import load_evaluator
+from audio_var.io import write_audio
+from audio_var.losses import MelDistance
+from audio_var.metrics import multi_resolution_convergence
+from audio_var.objective import AudioObjective
+from audio_var.plots import spectrogram_sheet
+from next_scale.compare.modality import Modality
+from next_scale.errors import UserError
+
+
+class AudioModality(Modality):
+    """Notes of 1.024 s at 16 kHz."""
+
+    name = "audio"
+    features_name = "embedding of the shipped note evaluator, 128 features"
+    sample_rate = 16_000
+    dims = 16_384
+    seconds = dims / sample_rate
+
+    def __init__(self) -> None:
+        self._evaluator = load_evaluator()
+        self._mel = MelDistance(self.sample_rate)
+
+    def data(self, **options) -> AudioDataModule:
+        return AudioDataModule(**{"data": "data/notes", **options})
+
+    def autoencoder(self, dimension: str, **options) -> nn.Module:
+        if dimension != "1d":
+            raise UserError(f"audio has latents in 1d only, not in {dimension}: take 1d")
+        return SpectralCodec(**{"sample_rate": self.sample_rate, **options})
+
+    def objective(self, dimension: str, **options) -> nn.Module:
+        return AudioObjective(**options)
+
+    def features(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        judged = self._evaluator.judge(samples)
+        return judged.embedding, judged.label
+
+    def distortion(self, samples: Tensor, decoded: Tensor) -> dict[str, Tensor]:
+        a, b = samples[:, 0], decoded[:, 0]
+        return {"log-mel": self._mel(a, b), "spectral convergence": multi_resolution_convergence(a, b)}
+
+    def write(self, folder: Path, names: Sequence[str], samples: Tensor) -> list[dict]:
+        found = []
+        for name, sample in zip(names, samples, strict=True):
+            write_audio(folder / f"{name}.wav", sample[0].numpy(), self.sample_rate)
+            spectrogram_sheet(folder / f"{name}.png", [("", sample[0].numpy())], self.sample_rate)
+            found.append({"file": f"{name}.wav", "picture": f"{name}.png", "kind": "sound"})
+        return found

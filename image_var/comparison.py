@@ -1,0 +1,51 @@
+"""Images as a modality of the comparison: small gray ones, as a latent grid in two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from image_var.autoencoder import ConvAutoencoder
+from image_var.data.datamodule import ImageDataModule
+from image_var.evaluator import load_evaluator
+from image_var.io import write_image
+from image_var.metrics import squared_error
+from image_var.objective import ImageObjective
+from next_scale.compare.modality import Modality
+from next_scale.errors import UserError
+
+
+class ImageModality(Modality):
+    """Fashion-MNIST at 32 x 32."""
+
+    name = "image"
+    features_name = "embedding of the shipped image evaluator, 96 features"
+    dims = 32 * 32
+
+    def __init__(self) -> None:
+        self._evaluator = load_evaluator()
+
+    def data(self, **options) -> ImageDataModule:
+        return ImageDataModule(**{"data": "fashion-mnist", "size": 32, "channels": 1, **options})
+
+    def autoencoder(self, dimension: str, **options) -> nn.Module:
+        if dimension != "2d":
+            raise UserError(f"images have latents in 2d only, not in {dimension}: take 2d")
+        return ConvAutoencoder(**{"channels_in": 1, **options})
+
+    def objective(self, dimension: str, **options) -> nn.Module:
+        return ImageObjective(**options)
+
+    def features(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        judged = self._evaluator.judge(samples)
+        return judged.embedding, judged.label
+
+    def distortion(self, samples: Tensor, decoded: Tensor) -> dict[str, Tensor]:
+        return {"mean squared error": squared_error(samples, decoded)}
+
+    def write(self, folder: Path, names: Sequence[str], samples: Tensor) -> list[dict]:
+        for name, sample in zip(names, samples, strict=True):
+            write_image(folder / f"{name}.png", sample)
+        return [{"file": f"{name}.png", "picture": f"{name}.png", "kind": "picture"} for name in names]

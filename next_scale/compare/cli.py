@@ -1,0 +1,77 @@
+"""The command `next-scale`: the comparison of predictors, over all modalities that installed packages bring."""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from next_scale.cli import Parser, run_program, whole_number
+from next_scale.errors import UserError
+
+_DESCRIPTION = "Compare next-scale prediction with next-token, masked and diffusion models under one protocol."
+
+_RUN = """Run the cells of a plan that the results lack: tokenizers first, each once, then a predictor a cell, trained
+and measured. Interrupt it whenever you like: run it again, and it goes on where it was. Results are lines of JSON in
+OUT/results.jsonl; a changed plan makes new ones. recipes/compare/README.md says what a plan holds."""
+
+_RUN_EPILOG = """examples:
+  next-scale compare run recipes/compare/debug.yaml --out runs/compare_debug
+  next-scale compare run recipes/compare/debug.yaml --out runs/compare_debug --only 1d-natural --jobs 2"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add ``compare`` with ``run``."""
+    compare = subparsers.add_parser("compare", description=_DESCRIPTION).add_subparsers(dest="what", required=True)
+    parser = compare.add_parser("run", description=_RUN, epilog=_RUN_EPILOG)
+    parser.add_argument("plan", metavar="PLAN.yaml", help="what to compare")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="results, created if missing")
+    parser.add_argument(
+        "--jobs", type=whole_number(1, 64), default=1, metavar="N",
+        help="cells at once, which share the threads; with GPUs one a GPU (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--only", default="", metavar="TEXT", help="cells with this in their name")
+    parser.add_argument("--list", action="store_true", help="name the missing cells and stop")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run or list; 1 where a cell failed."""
+    from next_scale.compare.cells import read_plan
+    from next_scale.compare.runner import missing_cells, run_plan
+
+    plan, out = read_plan(args.plan), Path(args.out)
+    cells = missing_cells(plan, out, args.only)
+    if args.list:
+        print("\n".join(cell.id for cell in cells) or "nothing is missing")
+        return 0
+    if args.only and not fnmatch.filter((cell.id for cell in plan.list_cells()), f"*{args.only}*"):
+        raise UserError(f"no cell has '{args.only}' in its name; see --list")
+    done = 0
+
+    def tell(text: str) -> None:
+        nonlocal done
+        done += not text.startswith("tokenizer ")
+        print(f"[{done}/{len(cells)}] {text}", flush=True)
+
+    failed = run_plan(plan, out, args.jobs, args.only, tell)
+    print(f"{len(cells) - failed} cells done, {failed} failed: {out / 'results.jsonl'}")
+    return int(failed > 0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line (`sys.argv` by default) and return the exit code."""
+    return run_program("next-scale", _main, argv)
+
+
+def _main(argv: list[str]) -> int:
+    parser = Parser(prog="next-scale", description=_DESCRIPTION, epilog=_RUN_EPILOG)
+    add_parser(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    args = parser.parse_args(argv)
+    return args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Results of cells: one JSON object a line, of which the last of a cell counts.
+
+Keys of a record: ``id`` and ``cell`` (:class:`next_scale.compare.cells.Cell`), ``key`` (of all that it depends on),
+then either ``error``, one line, or
+
+- ``versions``, ``git``, ``device``, ``finished``: where it comes from;
+- ``tokenizer``: ``schedule``, ``codebook_size``, ``tokens``, ``bits``, ``bits_per_second``, ``parameters``, ``steps``,
+  ``floor`` and ``latent_floor`` (distortions and distances of reconstructions, with and without quantization),
+  ``profile`` (:class:`next_scale.profile.ScaleProfile`);
+- ``model``: ``parameters``, ``size``, ``options``, ``family``;
+- ``training``: ``steps``, ``batch_size``, ``samples``, ``flops``, ``seconds``, ``loss``, ``curve`` of [step, loss];
+- ``likelihood``: None, or ``exact``, ``per_scale`` in bits, ``bits_per_sample``, ``bits_per_dim``, ``bits_per_token``,
+  ``bits_per_second``;
+- ``quality`` and ``real``: ``n``, ``features``, ``guidance``, ``frechet``, ``frechet_infinity``,
+  ``frechet_to_reconstructions``, ``kernel``, ``precision``, ``recall``, ``density``, ``coverage``, ``class_accuracy``;
+- ``sampling``: ``steps``, ``flops`` a sample, ``latency_1`` and ``latency_16`` in seconds, ``per_second_1``,
+  ``per_second_16``, ``peak_memory`` in bytes;
+- ``samples``: ``file``, ``picture``, ``kind``, ``label``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+RESULTS = "results.jsonl"
+_PACKAGES = ("torch", "lightning", "numpy", "next-scale")
+
+
+def append_record(folder: Path, record: dict) -> None:
+    """Add one line; several processes may."""
+    line = (json.dumps(record, allow_nan=False) + "\n").encode()
+    with open(folder / RESULTS, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_records(folder: Path) -> dict[str, dict]:
+    """The last record of each cell, by id; a line that a kill left unfinished is passed over."""
+    found: dict[str, dict] = {}
+    path = folder / RESULTS
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            record = json.loads(line)
+            found[record["id"]] = record
+        except (ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def origin(device: str) -> dict:
+    """Versions, git revision, machine and time."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "versions": versions,
+        "git": _revision(),
+        "device": device,
+        "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _revision() -> str | None:
+    """Git revision of this code, with a plus where files were changed; None outside a checkout."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
