@@ -111,7 +111,8 @@ class TokenizerModule(ScheduledModule):
             ``fake`` added, and ``discriminator_loss(x, fake)``.
         schedule: scales, such as ``"1 2 4 8"`` or ``"1x1 2x2"``, or ``"strides 8 4 2 1"`` for any length.
         quantizer: further arguments of :class:`next_scale.quantizer.MultiScaleQuantizer`.
-        start_from: checkpoint of a tokenizer of the same sizes, whose weights this training starts from.
+        start_from: checkpoint of a tokenizer, whose weights this training starts from: all of them where the quantizer
+            is the same, and those of the autoencoder, which must have the same sizes, where it is another.
         quantize_after: steps before the quantizer starts.
         start_samples: samples whose latents place the codebooks.
         settle_at: step from which only the decoder trains; None never.
@@ -155,9 +156,12 @@ class TokenizerModule(ScheduledModule):
         self._placed_at: int | None = None
 
     def _start_from(self, source: str) -> None:
-        weights = tokenizer_of(from_pretrained(source)).state_dict()
+        other, own = tokenizer_of(from_pretrained(source)), self.tokenizer
+        sizes = [{k: v.shape for k, v in tokenizer.quantizer.state_dict().items()} for tokenizer in (other, own)]
+        if sizes[0] != sizes[1] or other.quantizer.schedule != own.quantizer.schedule:
+            other, own = other.autoencoder, own.autoencoder
         try:
-            self.tokenizer.load_state_dict(weights)
+            own.load_state_dict(other.state_dict())
         except RuntimeError as error:
             reason = str(error).splitlines()[-1].strip()
             raise UserError(f"cannot start from {source}, a tokenizer of other sizes: {reason}") from error

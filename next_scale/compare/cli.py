@@ -14,8 +14,9 @@ from next_scale.errors import UserError
 _DESCRIPTION = "Compare next-scale prediction with next-token, masked and diffusion models under one protocol."
 
 _RUN = """Run the cells of a plan that the results lack: tokenizers first, each once, then a predictor a cell, trained
-and measured. Interrupt it whenever you like: run it again, and it goes on where it was. Results are lines of JSON in
-OUT/results.jsonl; a changed plan makes new ones. recipes/compare/README.md says what a plan holds."""
+and measured, and last the speed of each, with nothing beside it. Interrupt it whenever you like: run it again, and it
+goes on where it was. Results are lines of JSON in OUT/results.jsonl; a changed plan makes new ones.
+recipes/compare/README.md says what a plan holds."""
 
 _RUN_EPILOG = """examples:
   next-scale compare run recipes/compare/debug.yaml --out runs/compare_debug
@@ -40,12 +41,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run or list; 1 where a cell failed."""
     from next_scale.compare.cells import read_plan
-    from next_scale.compare.runner import missing_cells, run_plan
+    from next_scale.compare.runner import missing_cells, run_plan, untimed_cells
 
     plan, out = read_plan(args.plan), Path(args.out)
     cells = missing_cells(plan, out, args.only)
     if args.list:
-        print("\n".join(cell.id for cell in cells) or "nothing is missing")
+        names = [cell.id for cell in cells] + [f"speed of {cell.id}" for cell in untimed_cells(plan, out, args.only)]
+        print("\n".join(names) or "nothing is missing")
         return 0
     if args.only and not fnmatch.filter((cell.id for cell in plan.list_cells()), f"*{args.only}*"):
         raise UserError(f"no cell has '{args.only}' in its name; see --list")
@@ -53,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
     def tell(text: str) -> None:
         nonlocal done
-        done += not text.startswith("tokenizer ")
+        done += not text.startswith(("tokenizer ", "speed of "))
         print(f"[{done}/{len(cells)}] {text}", flush=True)
 
     failed = run_plan(plan, out, args.jobs, args.only, tell)
-    print(f"{len(cells) - failed} cells done, {failed} failed: {out / 'results.jsonl'}")
+    print(f"{len(cells)} cells, {failed} failed: {out / 'results.jsonl'}")
     return int(failed > 0)
 
 

@@ -1,6 +1,8 @@
-"""Results of cells: one JSON object a line, of which the last of a cell counts.
+"""Results: one JSON object a line, of which the last of a cell or tokenizer counts.
 
-Keys of a record: ``id`` and ``cell`` (:class:`next_scale.compare.cells.Cell`), ``key`` (of all that it depends on),
+Keys of a tokenizer's record: ``id``, ``place`` (``modality``, ``dimension``, ``schedule``), ``key`` (of all that it
+depends on), and, as below, ``tokenizer`` and where it comes from. Keys of a cell's record: ``id`` and ``cell``
+(:class:`next_scale.compare.cells.Cell` and ``place``), ``key``,
 then either ``error``, one line, or
 
 - ``versions``, ``git``, ``device``, ``finished``: where it comes from;
@@ -14,7 +16,7 @@ then either ``error``, one line, or
 - ``quality`` and ``real``: ``n``, ``features``, ``guidance``, ``frechet``, ``frechet_infinity``,
   ``frechet_to_reconstructions``, ``kernel``, ``precision``, ``recall``, ``density``, ``coverage``, ``class_accuracy``;
 - ``sampling``: ``steps``, ``flops`` a sample, ``latency_1`` and ``latency_16`` in seconds, ``per_second_1``,
-  ``per_second_16``, ``peak_memory`` in bytes;
+  ``per_second_16``, ``peak_memory`` in bytes, ``threads``; measured last, when no other cell runs;
 - ``samples``: ``file``, ``picture``, ``kind``, ``label``.
 """
 
@@ -44,7 +46,7 @@ def append_record(folder: Path, record: dict) -> None:
 
 
 def read_records(folder: Path) -> dict[str, dict]:
-    """The last record of each cell, by id; a line that a kill left unfinished is passed over."""
+    """The last record of each cell and tokenizer, by id; a line that a kill left unfinished is passed over."""
     found: dict[str, dict] = {}
     path = folder / RESULTS
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
