@@ -5,7 +5,7 @@ PYTHON ?= python3
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install sample test lint debug clean
+.PHONY: install sample test lint debug compare-debug clean
 
 install: $(INSTALLED)
 
@@ -24,6 +24,12 @@ test: install
 # The recipes in miniature, on the demo data that ships: each must lower its loss by the amount it states.
 debug: install
 	python -m recipes.check_debug
+
+# The comparison in miniature, on the demo data that ships, with its report.
+COMPARE_DEBUG ?= runs/compare_debug
+compare-debug: install
+	next-scale compare run recipes/compare/debug.yaml --out $(COMPARE_DEBUG) --jobs 2
+	next-scale compare report $(COMPARE_DEBUG)
 
 lint: install
 	ruff check .

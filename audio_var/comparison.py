@@ -14,7 +14,7 @@ from audio_var.io import write_audio
 from audio_var.losses import MelDistance
 from audio_var.metrics import multi_resolution_convergence
 from audio_var.objective import AudioObjective
-from audio_var.plots import spectrogram_sheet
+from audio_var.plots import spectrogram_thumbnail
 from next_scale.compare.modality import Modality
 from next_scale.errors import UserError
 
@@ -54,7 +54,7 @@ class AudioModality(Modality):
     def write(self, folder: Path, names: Sequence[str], samples: Tensor) -> list[dict]:
         found = []
         for name, sample in zip(names, samples, strict=True):
-            write_audio(folder / f"{name}.wav", sample[0].numpy(), self.sample_rate)
-            spectrogram_sheet(folder / f"{name}.png", [("", sample[0].numpy())], self.sample_rate)
-            found.append({"file": f"{name}.wav", "picture": f"{name}.png", "kind": "sound"})
+            write_audio(folder / f"{name}.flac", sample[0].numpy(), self.sample_rate)
+            spectrogram_thumbnail(folder / f"{name}.png", sample[0].numpy(), self.sample_rate)
+            found.append({"file": f"{name}.flac", "picture": f"{name}.png", "kind": "sound"})
         return found

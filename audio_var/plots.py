@@ -24,6 +24,7 @@ _LOWEST = 40.0  # Hz, the bottom of a picture
 _RANGE = 80.0  # dB from the brightest to the darkest
 _TICKS = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)  # Hz
 _MOST_FRAMES = 600  # a picture's width in frames: longer clips take longer hops
+_THUMBNAIL = (160, 120)  # width and height
 
 
 def check_plot(path: str | os.PathLike | None) -> None:
@@ -65,6 +66,22 @@ def spectrogram_sheet(
     """Write the sheet of :func:`spectrogram_figure` to a .png, .pdf or .svg file."""
     check_plot(path)
     spectrogram_figure(clips, sample_rate, columns).savefig(path)
+
+
+def spectrogram_thumbnail(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) -> None:
+    """Write the spectrogram of one clip, samples (T,), as a small PNG of 256 colours without axes, for pages of many.
+
+    Left to right is time, bottom to top 40 Hz to half the sample rate on a logarithmic scale, as on a sheet.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    check_plot(path)
+    levels = log_spectrogram(samples, sample_rate)[::-1]
+    levels = ((levels - levels.max()) / _RANGE + 1).clip(0, 1) * 255
+    picture = Image.fromarray(levels.round().astype(np.uint8)).resize(_THUMBNAIL, Image.Resampling.BILINEAR)
+    picture.putpalette((colormaps["magma"](range(256))[:, :3] * 255).round().astype(np.uint8).tobytes())
+    picture.save(path, optimize=True)
 
 
 def spectrogram_figure(clips: Sequence[tuple[str, np.ndarray]], sample_rate: int, columns: int | None = None) -> Figure:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor, nn
 
 from image_var.autoencoder import ConvAutoencoder
 from image_var.data.datamodule import ImageDataModule
 from image_var.evaluator import load_evaluator
-from image_var.io import write_image
+from image_var.io import to_picture, write_image, write_picture
 from image_var.metrics import squared_error
 from image_var.objective import ImageObjective
 from next_scale.compare.modality import Modality
@@ -46,6 +47,10 @@ class ImageModality(Modality):
         return {"mean squared error": squared_error(samples, decoded)}
 
     def write(self, folder: Path, names: Sequence[str], samples: Tensor) -> list[dict]:
+        found = []
         for name, sample in zip(names, samples, strict=True):
             write_image(folder / f"{name}.png", sample)
-        return [{"file": f"{name}.png", "picture": f"{name}.png", "kind": "picture"} for name in names]
+            larger = to_picture(sample).resize((4 * sample.shape[2], 4 * sample.shape[1]), Image.Resampling.NEAREST)
+            write_picture(folder / f"{name}_4x.png", larger)
+            found.append({"file": f"{name}.png", "picture": f"{name}_4x.png", "kind": "picture"})
+        return found

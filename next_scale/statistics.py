@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from scipy import optimize, stats
 from torch import Tensor
 
-from next_scale.errors import UserError
 from next_scale.metrics import frechet_distance
 
 
@@ -46,44 +45,56 @@ class Interval(NamedTuple):
     high: float
 
 
-def bootstrap(
-    groups: Sequence[Sequence[float]],
-    statistic: Callable[..., float],
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """A statistic of several groups of figures, such as those of several seeds, with its percentile interval.
+class Figures(NamedTuple):
+    """A figure of one predictor: a value a seed, and what other held-out samples would have added to it.
 
-    Args:
-        groups: each is drawn from with replacement, independently of the others.
-        statistic: of one array a group.
-
-    Raises:
-        UserError: a group without figures.
+    Shape notation: S seeds, R draws of the held-out samples.
     """
-    arrays = [np.asarray(group, dtype=float) for group in groups]
-    if not all(array.size for array in arrays):
-        raise UserError("an interval needs at least one figure in every group")
+
+    values: np.ndarray  # (S,)
+    deviations: np.ndarray  # (S, R); R is 0 where samples were not drawn anew
+
+    @classmethod
+    def of(cls, values: Sequence[float], draws: Sequence[Sequence[float]]) -> Figures:
+        """From values (S,) and the figures of draws (S, R), of which only the differences among themselves count.
+
+        A draw with repetitions is farther from the real samples than one without, whatever the predictor.
+        """
+        count = min(map(len, draws), default=0)
+        drawn = np.asarray([row[:count] for row in draws], dtype=float).reshape(len(values), count)
+        return cls(np.asarray(values, dtype=float), drawn - drawn.mean(1, keepdims=True) if count else drawn)
+
+
+def log_ratio(
+    pairs: Sequence[tuple[Figures, Figures]], level: float = 0.95, resamples: int = 4000, seed: int = 0
+) -> Interval | None:
+    """log(a_1 / b_1) - log(a_2 / b_2) - ... of pairs (a, b), each figure the mean over its seeds, with its interval.
+
+    The interval is a bootstrap in two stages: the seeds of each figure with replacement, and one draw of the held-out
+    samples a pair, the same for both of it, so that what they share cancels. Of one seed the samples alone move it.
+
+    Returns:
+        None where a figure is not positive, so that it has no ratio.
+    """
+    if any((figures.values <= 0).any() for pair in pairs for figures in pair):
+        return None
     random = np.random.default_rng(seed)
-    found = [statistic(*(random.choice(array, array.size) for array in arrays)) for _ in range(resamples)]
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(statistic(*arrays)), float(low), float(high))
 
+    def drawn(figures: Figures, draws: np.ndarray | None) -> np.ndarray:
+        seeds = random.integers(len(figures.values), size=(resamples, len(figures.values)))
+        found = figures.values[seeds]
+        if draws is not None:
+            found = found + figures.deviations[seeds, draws[:, None]]
+        return np.maximum(found, np.finfo(float).tiny).mean(1)
 
-def headline_ratio(
-    next_scale_2d: Sequence[float], next_token_2d: Sequence[float], next_scale_1d: Sequence[float],
-    next_token_1d: Sequence[float], seed: int = 0,
-) -> Interval:  # fmt: skip
-    """log(R_2D / R_1D), R being next-scale's figure over next-token's, of which lower is better.
-
-    Below 0 next-scale prediction helps more in 2D than in 1D; 0 is alike. Each argument holds one figure a seed.
-    """
-
-    def ratio(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray) -> float:
-        return math.log((a.mean() / b.mean()) / (c.mean() / d.mean()))
-
-    return bootstrap((next_scale_2d, next_token_2d, next_scale_1d, next_token_1d), ratio, seed=seed)
+    value, spread = 0.0, np.zeros(resamples)
+    for sign, (a, b) in zip((1, *[-1] * len(pairs)), pairs, strict=False):
+        count = min(a.deviations.shape[1], b.deviations.shape[1])
+        draws = random.integers(count, size=resamples) if count else None
+        value += sign * math.log(a.values.mean() / b.values.mean())
+        spread += sign * np.log(drawn(a, draws) / drawn(b, draws))
+    low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
 
 
 class ScalingFit(NamedTuple):
@@ -97,7 +108,7 @@ class ScalingFit(NamedTuple):
 
 
 def fit_scaling(
-    compute: Sequence[float], loss: Sequence[float], resamples: int = 200, seed: int = 0
+    compute: Sequence[float], loss: Sequence[float], resamples: int = 100, seed: int = 0
 ) -> ScalingFit | None:
     """Fit L = E + A C^-alpha (arXiv 2203.15556, section 3.3) by Huber's loss on the logarithms.
 
@@ -109,23 +120,29 @@ def fit_scaling(
         return None
     scale = np.exp(np.log(x).mean())  # so that the factor is of the size of the loss
 
-    def fit(a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
+    def fit(a: np.ndarray, b: np.ndarray, starts: Sequence[np.ndarray], evaluations: int) -> np.ndarray:
+        log_a, log_b = np.log(a / scale), np.log(b)
+
         def residuals(p: np.ndarray) -> np.ndarray:
-            return np.log(np.exp(p[0]) + np.exp(p[1] - np.exp(p[2]) * np.log(a / scale))) - np.log(b)
+            return np.log(np.exp(p[0]) + np.exp(p[1] - np.exp(min(p[2], 3.0)) * log_a)) - log_b
 
-        best = None
-        for start in ((0.9, 0.1, 0.3), (0.5, 0.5, 0.3), (0.5, 0.5, 1.0)):
-            p0 = np.log([start[0] * b.min(), start[1] * b.max(), start[2]])
-            found = optimize.least_squares(residuals, p0, loss="huber", f_scale=1e-3, max_nfev=2000)
-            best = found if best is None or found.cost < best.cost else best
-        return np.exp(best.x)
+        found = [
+            optimize.least_squares(residuals, start, loss="huber", f_scale=1e-3, max_nfev=evaluations)
+            for start in starts
+        ]
+        return min(found, key=lambda result: result.cost).x
 
-    floor, factor, exponent = fit(x, y)
+    starts = [
+        np.log([floor * y.min(), factor * y.max(), exponent])
+        for floor, factor, exponent in ((0.9, 0.1, 0.3), (0.5, 0.5, 0.3), (0.5, 0.5, 1.0))
+    ]
+    best = fit(x, y, starts, 500)
+    floor, factor, exponent = np.exp(best)
     random, draws = np.random.default_rng(seed), []
     for _ in range(resamples):
         rows = random.integers(len(x), size=len(x))
         if len(np.unique(x[rows])) >= 4:
-            draws.append(fit(x[rows], y[rows]))
+            draws.append(np.exp(fit(x[rows], y[rows], [best], 50)))
     if not draws:
         return None
     low, high = np.quantile(np.stack(draws), [0.025, 0.975], axis=0)

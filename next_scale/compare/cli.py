@@ -18,13 +18,21 @@ and measured, and last the speed of each, with nothing beside it. Interrupt it w
 goes on where it was. Results are lines of JSON in OUT/results.jsonl; a changed plan makes new ones.
 recipes/compare/README.md says what a plan holds."""
 
+_REPORT = """Write the report of a folder of results as one HTML file with all plots, clips and pictures in it: the
+headline ratio with its interval, the tokenizers' floors, quality, likelihood, scaling fits, cost, and every cell. It
+opens from disk, on a phone too, and can be written while cells are still missing."""
+
 _RUN_EPILOG = """examples:
   next-scale compare run recipes/compare/debug.yaml --out runs/compare_debug
   next-scale compare run recipes/compare/debug.yaml --out runs/compare_debug --only 1d-natural --jobs 2"""
 
+_REPORT_EPILOG = """examples:
+  next-scale compare report runs/compare_debug
+  next-scale compare report runs/compare_debug --out report.html"""
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add ``compare`` with ``run``."""
+    """Add ``compare`` with ``run`` and ``report``."""
     compare = subparsers.add_parser("compare", description=_DESCRIPTION).add_subparsers(dest="what", required=True)
     parser = compare.add_parser("run", description=_RUN, epilog=_RUN_EPILOG)
     parser.add_argument("plan", metavar="PLAN.yaml", help="what to compare")
@@ -36,12 +44,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="cells with this in their name")
     parser.add_argument("--list", action="store_true", help="name the missing cells and stop")
     parser.set_defaults(run=run)
+    parser = compare.add_parser("report", description=_REPORT, epilog=_REPORT_EPILOG)
+    parser.add_argument("folder", metavar="FOLDER", help="results: the --out of `compare run`")
+    parser.add_argument("--out", metavar="FILE.html", help="default: FOLDER/report.html")
+    parser.set_defaults(run=report)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run or list; 1 where a cell failed."""
     from next_scale.compare.cells import read_plan
-    from next_scale.compare.runner import missing_cells, run_plan, untimed_cells
+    from next_scale.compare.runner import keep_plan, missing_cells, run_plan, untimed_cells
 
     plan, out = read_plan(args.plan), Path(args.out)
     cells = missing_cells(plan, out, args.only)
@@ -58,9 +70,22 @@ def run(args: argparse.Namespace) -> int:
         done += not text.startswith(("tokenizer ", "speed of "))
         print(f"[{done}/{len(cells)}] {text}", flush=True)
 
+    keep_plan(Path(args.plan), out)
     failed = run_plan(plan, out, args.jobs, args.only, tell)
     print(f"{len(cells)} cells, {failed} failed: {out / 'results.jsonl'}")
     return int(failed > 0)
+
+
+def report(args: argparse.Namespace) -> int:
+    """Write the report."""
+    from next_scale.compare.report import write_report
+
+    folder = Path(args.folder)
+    out = Path(args.out) if args.out else folder / "report.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"cannot write the report {out}: end its name in .html")
+    print(write_report(folder, out))
+    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,6 +25,7 @@ from next_scale.statistics import frechet_infinity
 from next_scale.tokens import TokenSet
 
 _NEIGHBOURS = 5
+_RESAMPLES = 64
 
 
 def likelihood(model: Generator, tokens: TokenSet, modality: Modality, batch_size: int, limit: int) -> dict | None:
@@ -39,12 +40,15 @@ def likelihood(model: Generator, tokens: TokenSet, modality: Modality, batch_siz
             ids = torch.stack([item["tokens"] for item in items])
             condition = collate_conditions([item["condition"] for item in items], model.condition_spec)
             found.append(predictor.log_prob(ids, predictor.inputs(quantizer, ids), condition))
-    bits = bits_per_scale(torch.cat(found))
+    log_prob = torch.cat(found)
+    bits = bits_per_scale(log_prob)
     total = float(bits.sum())
+    each = log_prob.double().sum(1) / -math.log(2)
     return {
         "exact": predictor.exact_log_prob,
         "per_scale": bits.tolist(),
         "bits_per_sample": total,
+        "bits_resampled": [float(each[rows].mean()) for rows in resampled_rows(len(each))],
         "bits_per_dim": total / modality.dims,
         "bits_per_token": total / predictor.schedule.length,
         "bits_per_second": total / modality.seconds if modality.seconds else None,
@@ -65,20 +69,32 @@ def draw(
     return torch.cat(found)
 
 
+def resampled_rows(count: int) -> Tensor:
+    """Rows that draws with replacement take, (R, N) int64: of as many samples always the same.
+
+    So the r-th figures of two predictors rest on the same held-out samples, and what their samples share in difficulty
+    cancels where they are compared. Shape notation: R draws, N samples.
+    """
+    return torch.randint(count, (_RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+
+
 def distances(
     real: Tensor, found: Tensor, reconstructions: Tensor | None = None, hits: Tensor | None = None
 ) -> dict:  # fmt: skip
     """Distances between features (N, E) and (M, E); what so few samples cannot tell is None.
 
     Args:
-        reconstructions: features of the tokenizer's reconstructions of the real samples.
+        reconstructions: features of the tokenizer's reconstructions of the real samples. With them the distance is
+            also resampled, which takes as many samples as there are real ones, the n-th with the n-th's condition.
         hits: whether each sample's class is the one asked for.
     """
     enough = min(len(real), len(found)) > _NEIGHBOURS
     manifold = manifold_metrics(real, found, _NEIGHBOURS)._asdict() if enough else {}
+    draws = resampled_rows(len(found)) if reconstructions is not None else ()
     return {
         "n": len(found),
         "frechet": frechet_distance(real, found),
+        "frechet_resampled": [frechet_distance(real[rows], found[rows]) for rows in draws],
         "frechet_infinity": frechet_infinity(real, found),
         "frechet_to_reconstructions": None if reconstructions is None else frechet_distance(reconstructions, found),
         "kernel": kernel_distance(real, found),

@@ -11,10 +11,12 @@ then either ``error``, one line, or
   ``profile`` (:class:`next_scale.profile.ScaleProfile`);
 - ``model``: ``parameters``, ``size``, ``options``, ``family``;
 - ``training``: ``steps``, ``batch_size``, ``samples``, ``flops``, ``seconds``, ``loss``, ``curve`` of [step, loss];
-- ``likelihood``: None, or ``exact``, ``per_scale`` in bits, ``bits_per_sample``, ``bits_per_dim``, ``bits_per_token``,
-  ``bits_per_second``;
-- ``quality`` and ``real``: ``n``, ``features``, ``guidance``, ``frechet``, ``frechet_infinity``,
-  ``frechet_to_reconstructions``, ``kernel``, ``precision``, ``recall``, ``density``, ``coverage``, ``class_accuracy``;
+- ``likelihood``: None, or ``exact``, ``per_scale`` in bits, ``bits_per_sample``, ``bits_resampled`` (the same of draws
+  of the held-out samples, see :func:`next_scale.compare.measure.resampled_rows`), ``bits_per_dim``,
+  ``bits_per_token``, ``bits_per_second``;
+- ``quality`` and ``real``: ``n``, ``features``, ``guidance``, ``frechet``, ``frechet_resampled``,
+  ``frechet_infinity``, ``frechet_to_reconstructions``, ``kernel``, ``precision``, ``recall``, ``density``,
+  ``coverage``, ``class_accuracy``;
 - ``sampling``: ``steps``, ``flops`` a sample, ``latency_1`` and ``latency_16`` in seconds, ``per_second_1``,
   ``per_second_16``, ``peak_memory`` in bytes, ``threads``; measured last, when no other cell runs;
 - ``samples``: ``file``, ``picture``, ``kind``, ``label``.
@@ -31,7 +33,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-RESULTS = "results.jsonl"
+RESULTS, PLAN = "results.jsonl", "plan.yaml"
 _PACKAGES = ("torch", "lightning", "numpy", "next-scale")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -14,11 +15,19 @@ import torch
 
 from next_scale.compare.cell import measure_speed, run_cell, token_data
 from next_scale.compare.cells import Cell, Plan
-from next_scale.compare.record import append_record, origin, read_records
+from next_scale.compare.record import PLAN, append_record, origin, read_records
 from next_scale.compare.tokenizing import make_tokenizer
 from next_scale.errors import UserError, first_line
 
 Told = Callable[[str], None]
+
+
+def keep_plan(plan: Path, out: Path) -> None:
+    """Copy the plan's file beside the results, for whoever reads them."""
+    out.mkdir(parents=True, exist_ok=True)
+    part = out / f".{PLAN}.part"
+    shutil.copyfile(plan, part)
+    os.replace(part, out / PLAN)
 
 
 def missing_cells(plan: Plan, out: Path, only: str = "") -> list[Cell]:
@@ -89,8 +98,9 @@ def _in_processes(
                 error = future.exception()
                 yield waiting[future], first_line(error) if error else ""
         except BaseException:
+            running = list((pool._processes or {}).values())
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(getattr(pool, "_processes", {}).values()):
+            for process in running:
                 process.terminate()
             raise
 

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from next_scale.errors import UserError
 from next_scale.metrics import frechet_distance
-from next_scale.statistics import bootstrap, fit_scaling, frechet_infinity, headline_ratio
+from next_scale.statistics import Figures, fit_scaling, frechet_infinity, log_ratio
 
 
 def test_frechet_distance_at_infinity_loses_its_bias():
@@ -23,22 +22,36 @@ def test_frechet_distance_at_infinity_loses_its_bias():
     assert frechet_infinity(real, generated[:60]) is None
 
 
-def test_intervals_cover_and_need_figures():
+def test_intervals_of_ratios_cover():
     random = np.random.default_rng(1)
     hits = 0
     for seed in range(100):
-        found = bootstrap([random.normal(3, 1, 12)], np.mean, resamples=300, seed=seed)
+        a, b = (Figures.of(random.normal(mean, 0.1, 12), []) for mean in (3, 2))
+        found = log_ratio([(a, b)], resamples=300, seed=seed)
         assert found.low <= found.value <= found.high
-        hits += found.low <= 3 <= found.high
+        hits += found.low <= math.log(1.5) <= found.high
     assert hits >= 83
-    with pytest.raises(UserError, match="at least one figure"):
-        bootstrap([[]], np.mean)
 
 
-def test_headline_ratio():
-    found = headline_ratio([1.0, 1.1], [2.0, 2.1], [3.0, 3.1], [3.0, 3.1])
+def test_ratios_of_ratios():
+    def figures(*values):
+        return Figures.of(values, [])
+
+    pairs = [(figures(1.0, 1.1), figures(2.0, 2.1)), (figures(3.0, 3.1), figures(3.0, 3.1))]
+    found = log_ratio(pairs)
     assert found.value == pytest.approx(math.log(1.05 / 2.05)) and found.high < 0
-    assert headline_ratio([1.0], [1.0], [1.0], [1.0]) == (0, 0, 0)
+    assert log_ratio([(figures(1.0), figures(1.0))]) == (0, 0, 0)
+    assert log_ratio([(figures(-1.0), figures(1.0))]) is None
+
+
+def test_what_two_figures_share_in_their_samples_cancels():
+    random = np.random.default_rng(0)
+    hard = random.normal(0, 0.2, 64)
+    a, b = Figures.of([4.0], [5 + hard]), Figures.of([4.0], [7 + hard])
+    other = Figures.of([4.0], [5 + random.permutation(hard)])
+    assert a.deviations.mean() == pytest.approx(0)
+    same, apart = log_ratio([(a, b)]), log_ratio([(a, other)])
+    assert same.high - same.low < 1e-9 < 0.1 < apart.high - apart.low
 
 
 def test_scaling_fit():
