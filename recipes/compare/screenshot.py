@@ -41,7 +41,7 @@ def draw(page: Path, out: Path) -> list[str]:
             window.on("console", lambda message: broken.append(f"{page.name}: {message.text}"))
             window.on("request", lambda request: _allow(request.url, page, broken))
             window.goto(page.resolve().as_uri())
-            broken += [f"{page.name} ({name}): {what}" for what in window.evaluate(_PROBE)]
+            broken.extend(f"{page.name} ({name}): {what}" for what in window.evaluate(_PROBE))
             picture = out / f"{page.stem}_{name}{'_dark' if scheme == 'dark' else ''}.png"
             window.screenshot(path=picture, full_page=True)
             print(picture)
