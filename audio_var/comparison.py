@@ -1,4 +1,4 @@
-"""Audio as a modality of the comparison: short clips, as the latent of a codec, in one dimension."""
+"""Audio as a modality of the comparison: short clips, as a line of latent frames or as a grid of time and pitch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from audio_var.codecs.mel_grid import MelGridCodec
 from audio_var.codecs.spectral import SpectralCodec
 from audio_var.data.datamodule import AudioDataModule
 from audio_var.evaluator import load_evaluator
@@ -17,6 +18,8 @@ from audio_var.objective import AudioObjective
 from audio_var.plots import spectrogram_thumbnail
 from next_scale.compare.modality import Modality
 from next_scale.errors import UserError
+
+_CODECS = {"1d": SpectralCodec, "2d": MelGridCodec}
 
 
 class AudioModality(Modality):
@@ -36,9 +39,9 @@ class AudioModality(Modality):
         return AudioDataModule(**{"data": "data/notes", **options})
 
     def autoencoder(self, dimension: str, **options) -> nn.Module:
-        if dimension != "1d":
-            raise UserError(f"audio has latents in 1d only, not in {dimension}: take 1d")
-        return SpectralCodec(**{"sample_rate": self.sample_rate, **options})
+        if dimension not in _CODECS:
+            raise UserError(f"audio has latents in 1d and 2d, not in {dimension}")
+        return _CODECS[dimension](**{"sample_rate": self.sample_rate, **options})
 
     def objective(self, dimension: str, **options) -> nn.Module:
         return AudioObjective(**options)

@@ -2,205 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from image_var.convolution import DecoderConv, UpsampleConv
+from image_var.line import LineAutoencoder
 from next_scale.checkpoint import register_autoencoder
 from next_scale.errors import UserError
-
-EPS = 1e-6
-
-
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
-    """Group norm with the largest number of groups, at most `groups`, that divides the channels."""
-    return nn.GroupNorm(next(n for n in range(min(groups, channels), 0, -1) if channels % n == 0), channels, EPS)
-
-
-def plain_conv(channels_in: int, channels_out: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the grid."""
-    return nn.Conv2d(channels_in, channels_out, 3, padding=1)
-
-
-Conv = Callable[[int, int], nn.Conv2d]
-"""Makes a 3x3 convolution that keeps the grid, from the channels before and after it."""
-
-
-class ResidualBlock(nn.Module):
-    """x + conv2(silu(norm2(conv1(silu(norm1(x)))))), x through a 1x1 convolution where the channels change.
-
-    Shape notation: B batch, C channels in, D channels out, H W grid.
-    """
-
-    def __init__(
-        self, channels_in: int, channels_out: int, groups: int, dropout: float = 0.0, conv: Conv = plain_conv
-    ) -> None:
-        super().__init__()
-        self.norm1 = group_norm(channels_in, groups)
-        self.conv1 = conv(channels_in, channels_out)
-        self.norm2 = group_norm(channels_out, groups)
-        self.conv2 = conv(channels_out, channels_out)
-        self.dropout = dropout
-        self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x), inplace=True))
-        h = F.silu(self.norm2(h), inplace=True)
-        h = self.conv2(F.dropout(h, self.dropout, self.training))
-        return h.add_(self.nin_shortcut(x))
-
-
-class AttentionBlock(nn.Module):
-    """x + proj(attention(norm(x))): one head of width C over all places of the grid.
-
-    Shape notation: B batch, C channels, H W grid.
-    """
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.norm = group_norm(channels, groups)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.proj_out = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        qkv = self.qkv(self.norm(x)).flatten(2).transpose(1, 2)  # (B, 3 C, H, W) -> (B, H W, 3 C)
-        q, k, v = qkv[:, None].chunk(3, dim=-1)  # (B, H W, 3 C) -> 3 x (B, 1, H W, C)
-        h = F.scaled_dot_product_attention(q, k, v)
-        h = h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, 1, H W, C) -> (B, C, H, W)
-        return x + self.proj_out(h)
-
-
-class Downsample(nn.Module):
-    """Halve the grid by a 3x3 convolution of stride 2, after one row and column of zeros at the bottom and right."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H / 2, W / 2)."""
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
-
-
-class Upsample(nn.Module):
-    """Double the grid by repetition, then a 3x3 convolution."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = UpsampleConv(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
-        return self.conv(x)
-
-
-class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by attention where asked for, and a change of resolution.
-
-    Args:
-        channels_in, channels: before and after the first block.
-        blocks: their number.
-        attention: whether an attention block follows each.
-        resample: "downsample", "upsample" or None, after the blocks.
-        groups, dropout: see :class:`ConvAutoencoder`.
-        conv: makes the blocks' 3x3 convolutions.
-    """
-
-    def __init__(
-        self, channels_in: int, channels: int, blocks: int, attention: bool, resample: str | None, groups: int,
-        dropout: float, conv: Conv = plain_conv,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.block = nn.ModuleList(
-            ResidualBlock(channels if i else channels_in, channels, groups, dropout, conv) for i in range(blocks)
-        )
-        self.attn = nn.ModuleList(AttentionBlock(channels, groups) for _ in range(blocks if attention else 0))
-        self.downsample = Downsample(channels) if resample == "downsample" else nn.Identity()
-        self.upsample = Upsample(channels) if resample == "upsample" else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, D, H', W')."""
-        for i, block in enumerate(self.block):
-            x = block(x)
-            if self.attn:
-                x = self.attn[i](x)
-        return self.upsample(self.downsample(x))
-
-
-class Middle(nn.Module):
-    """Residual block, attention where asked for, residual block, at the lowest resolution."""
-
-    def __init__(self, channels: int, attention: bool, groups: int, dropout: float, conv: Conv = plain_conv) -> None:
-        super().__init__()
-        self.block_1 = ResidualBlock(channels, channels, groups, dropout, conv)
-        self.attn_1 = AttentionBlock(channels, groups) if attention else nn.Identity()
-        self.block_2 = ResidualBlock(channels, channels, groups, dropout, conv)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        return self.block_2(self.attn_1(self.block_1(x)))
-
-
-class Encoder(nn.Module):
-    """Levels from full to lowest resolution, the middle, and a convolution to the latent."""
-
-    def __init__(
-        self, channels_in: int, width: int, widths: Sequence[int], blocks: int, attention: bool,
-        middle_attention: bool, latent_channels: int, groups: int, dropout: float,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(channels_in, width, 3, padding=1)
-        self.down = nn.ModuleList(
-            Level(before, after, blocks, attention and i == last, "downsample" if i < last else None, groups, dropout)
-            for i, (before, after) in enumerate(zip((width, *widths[:-1]), widths, strict=True))
-        )
-        self.mid = Middle(widths[-1], middle_attention, groups, dropout)
-        self.norm_out = group_norm(widths[-1], groups)
-        self.conv_out = nn.Conv2d(widths[-1], latent_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, channels_in, H, W) -> (B, C, h, w)."""
-        x = self.conv_in(x)
-        for level in self.down:
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(self.mid(x)), inplace=True))
-
-
-class Decoder(nn.Module):
-    """The middle, levels from lowest to full resolution, and a convolution to the output."""
-
-    def __init__(
-        self, channels_out: int, widths: Sequence[int], blocks: int, attention: bool, middle_attention: bool,
-        latent_channels: int, groups: int, dropout: float,
-    ) -> None:  # fmt: skip
-        super().__init__()
-        last = len(widths) - 1
-        self.conv_in = nn.Conv2d(latent_channels, widths[-1], 3, padding=1)
-        self.mid = Middle(widths[-1], middle_attention, groups, dropout, DecoderConv)
-        # numbered by resolution as in the encoder, so run in reverse
-        self.up = nn.ModuleList(
-            Level(
-                before, after, blocks, attention and i == last, "upsample" if i else None, groups, dropout, DecoderConv
-            )
-            for i, (before, after) in enumerate(zip((*widths[1:], widths[-1]), widths, strict=True))
-        )
-        self.norm_out = group_norm(widths[0], groups)
-        self.conv_out = nn.Conv2d(widths[0], channels_out, 3, padding=1)
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, channels_out, H, W)."""
-        x = self.mid(self.conv_in(latent))
-        for level in reversed(self.up):
-            x = level(x)
-        return self.conv_out(F.silu(self.norm_out(x), inplace=True))
+from next_scale.network import Decoder, Encoder
 
 
 class ConvAutoencoder(nn.Module):
@@ -256,8 +68,8 @@ class ConvAutoencoder(nn.Module):
         self.downsampling = 2 ** (len(multipliers) - 1)
         widths = [width * multiplier for multiplier in multipliers]
         common = (attention, middle_attention, latent_channels, groups, dropout)
-        self.encoder = Encoder(channels_in, width, widths, encoder_blocks, *common)
-        self.decoder = Decoder(channels_in, widths, decoder_blocks, *common)
+        self.encoder = Encoder(2, channels_in, width, widths, encoder_blocks, *common)
+        self.decoder = Decoder(2, channels_in, widths, decoder_blocks, *common)
         self.quant_conv = nn.Conv2d(latent_channels, latent_channels, 3, padding=1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 3, padding=1)
         self.to(memory_format=torch.channels_last)
@@ -265,6 +77,11 @@ class ConvAutoencoder(nn.Module):
     def to_config(self) -> dict:
         """Arguments that build this autoencoder again, for JSON."""
         return dict(self.config)
+
+    def size_of(self, grid: Sequence[int]) -> tuple[int, int]:
+        """(H, W) of the images of a latent grid (h, w)."""
+        height, width = grid
+        return height * self.downsampling, width * self.downsampling
 
     @property
     def last_layer(self) -> Tensor:
@@ -295,10 +112,10 @@ class ConvAutoencoder(nn.Module):
         return self.decode(self.encode(x))
 
 
-AUTOENCODERS = {ConvAutoencoder.name: ConvAutoencoder}
+AUTOENCODERS = {kind.name: kind for kind in (ConvAutoencoder, LineAutoencoder)}
 
 
-def build_autoencoder(name: str, **options: Any) -> ConvAutoencoder:
+def build_autoencoder(name: str, **options: Any) -> ConvAutoencoder | LineAutoencoder:
     """Build an autoencoder from its name and the arguments of its class, as `to_config` returns them.
 
     Raises:

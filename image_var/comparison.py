@@ -1,4 +1,4 @@
-"""Images as a modality of the comparison: small gray ones, as a latent grid in two dimensions."""
+"""Images as a modality of the comparison: small gray ones, as a latent grid, or as a line of pixels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from image_var.autoencoder import ConvAutoencoder
 from image_var.data.datamodule import ImageDataModule
 from image_var.evaluator import load_evaluator
 from image_var.io import to_picture, write_image, write_picture
+from image_var.line import LineAutoencoder
 from image_var.metrics import squared_error
 from image_var.objective import ImageObjective
 from next_scale.compare.modality import Modality
 from next_scale.errors import UserError
+
+_AUTOENCODERS = {"1d": LineAutoencoder, "2d": ConvAutoencoder}
 
 
 class ImageModality(Modality):
@@ -32,9 +35,9 @@ class ImageModality(Modality):
         return ImageDataModule(**{"data": "fashion-mnist", "size": 32, "channels": 1, **options})
 
     def autoencoder(self, dimension: str, **options) -> nn.Module:
-        if dimension != "2d":
-            raise UserError(f"images have latents in 2d only, not in {dimension}: take 2d")
-        return ConvAutoencoder(**{"channels_in": 1, **options})
+        if dimension not in _AUTOENCODERS:
+            raise UserError(f"images have latents in 1d and 2d, not in {dimension}")
+        return _AUTOENCODERS[dimension](**{"channels_in": 1, **options})
 
     def objective(self, dimension: str, **options) -> nn.Module:
         return ImageObjective(**options)

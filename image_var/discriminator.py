@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from image_var.autoencoder import group_norm
 from next_scale.errors import UserError
 from next_scale.frozen import frozen
+from next_scale.network import group_norm
 
 
 class PatchDiscriminator(nn.Module):

@@ -17,7 +17,7 @@ def size_for(tokenizer: Tokenizer, shown: Sequence[int] = _SHOWN) -> tuple[int, 
     """(H, W) that a tokenizer takes: its own, or of one for any size the nearest to the image's."""
     schedule, down = tokenizer.quantizer.schedule, tokenizer.autoencoder.downsampling
     if isinstance(schedule, Schedule):
-        height, width = (side * down for side in schedule.grid)
+        height, width = tokenizer.autoencoder.size_of(schedule.grid)
     else:
         unit = schedule.strides[0] * down
         height, width = (unit * max(1, round(side / unit)) for side in shown)

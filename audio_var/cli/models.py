@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from next_scale.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent.parent / "models" / "notes"
-_ELSEWHERE = {"vqgan": "image-var"}  # autoencoders of another program's checkpoints
+_ELSEWHERE = dict.fromkeys(("vqgan", "line"), "image-var")  # autoencoders of another program's checkpoints
 
 
 def checkpoint_path(given: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Codecs by name. Each is imported only when asked for: all but `spectral` need a package of their own."""
+"""Codecs by name. Each is imported only when asked for: all but `spectral` and `mel_grid` need a package."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from next_scale.errors import UserError
 # name -> module here and class in it
 CODECS = {
     "spectral": ("spectral", "SpectralCodec"),
+    "mel_grid": ("mel_grid", "MelGridCodec"),
     "seanet": ("seanet", "SeanetCodec"),
     "encodec": ("encodec", "EncodecCodec"),
     "snac": ("snac", "SnacCodec"),

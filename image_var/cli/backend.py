@@ -150,7 +150,7 @@ class ImageBackend(Backend):
 
     def facts(self, tokenizer: Tokenizer, schedule: Schedule) -> dict:
         autoencoder = tokenizer.autoencoder
-        height, width = (side * autoencoder.downsampling for side in schedule.grid)
+        height, width = autoencoder.size_of(schedule.grid)
         return {
             "autoencoder": autoencoder.name,
             "channels": autoencoder.channels_in,

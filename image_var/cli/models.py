@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SHIPPED = Path(__file__).parent.parent / "models" / "fashion"
 # autoencoders of another program's checkpoints
-_ELSEWHERE = dict.fromkeys(("spectral", "seanet", "encodec", "snac", "dac", "transformers"), "audio-var")
+_ELSEWHERE = dict.fromkeys(("spectral", "mel_grid", "seanet", "encodec", "snac", "dac", "transformers"), "audio-var")
 
 
 def checkpoint_path(given: str | None) -> str:

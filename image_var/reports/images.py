@@ -52,7 +52,7 @@ def image_shape(tokenizer: Tokenizer) -> tuple[int, int, int]:
     schedule, autoencoder = tokenizer.quantizer.schedule, tokenizer.autoencoder
     if not isinstance(schedule, Schedule):
         raise UserError("the tokenizer has strides for any size; evaluate one with a schedule of fixed sizes")
-    if len(schedule.grid) != 2 or schedule.grid[0] != schedule.grid[1]:
-        raise UserError(f"the tokenizer's grid {schedule.grid} is not square, as the images of the data sets are")
-    side = schedule.grid[0] * autoencoder.downsampling
-    return autoencoder.channels_in, side, side
+    height, width = autoencoder.size_of(schedule.grid)
+    if height != width:
+        raise UserError(f"the tokenizer's images of {height} x {width} are not square, as those of the data sets are")
+    return autoencoder.channels_in, height, width

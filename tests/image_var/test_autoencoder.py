@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from image_var.autoencoder import ConvAutoencoder, build_autoencoder, group_norm
+from image_var.autoencoder import ConvAutoencoder, build_autoencoder
 from next_scale.errors import UserError
 from next_scale.loading import without_weights
+from next_scale.network import group_norm
 
 SMALL = dict(width=8, multipliers=(1, 2, 2), encoder_blocks=1, decoder_blocks=2, latent_channels=5)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from image_var import convolution
-from image_var.convolution import DecoderConv, UpsampleConv, winograd
+from next_scale import convolution
+from next_scale.convolution import DecoderConv, UpsampleConv, winograd
 
 
 @pytest.mark.parametrize("batch, channels_in, channels_out, height, width", [

@@ -94,13 +94,13 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = x.new_empty(B, H, W, D)
     most = max(1, min(H // 4, _TILES // across))
     rows = x.new_zeros(4 * most + 2, W + 2, C)  # of inputs, with the padding
-    for image, made in zip(x.permute(0, 2, 3, 1), out, strict=True):  # (B, C, H, W) -> B x (H, W, C)
+    for grid, made in zip(x.permute(0, 2, 3, 1), out, strict=True):  # (B, C, H, W) -> B x (H, W, C)
         for start in range(0, H // 4, most):
             count = min(most, H // 4 - start)
-            top, bottom = 4 * start - 1, 4 * (start + count) + 1  # rows of the image, beyond it those of the padding
+            top, bottom = 4 * start - 1, 4 * (start + count) + 1  # rows of the grid, beyond it those of the padding
             inside = slice(max(top, 0), min(bottom, H))
             rows[: bottom - top].zero_()
-            rows[inside.start - top : inside.stop - top, 1:-1] = image[inside]
+            rows[inside.start - top : inside.stop - top, 1:-1] = grid[inside]
             down = _transformed([rows[i : i + 4 * count - 3 : 4] for i in range(6)])  # (6, count, W + 2, C)
             tiles = _transformed([down[:, :, i : i + 4 * across - 3 : 4] for i in range(6)])  # (6, 6, count, W/4, C)
             products = torch.bmm(tiles.view(36, -1, C), kernels).view(6, 6, count, across, D)
