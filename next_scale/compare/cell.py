@@ -16,6 +16,7 @@ from next_scale.compare.cells import Cell, Plan
 from next_scale.compare.modality import Modality, find_modality
 from next_scale.compare.tokenizing import held_out, make_tokenizer, open_data, tokenizer_folder
 from next_scale.compare.training import trainer_for
+from next_scale.errors import UserError
 from next_scale.flops import count_flops
 from next_scale.model import Generator
 from next_scale.tokens import TokenDataModule, TokenSet
@@ -63,6 +64,8 @@ def run_cell(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str =
     flops = _step_flops(module, tokens)
     steps = plan.training.steps
     if cell.match == "flops" and cell.predictor != plan.training.flops_of:
+        if not flops:
+            raise UserError(f"the predictor '{cell.predictor}' reports no FLOPs to match: see next_scale.flops.report")
         other = _module(plan, cell, plan.training.flops_of, checkpoint, tokens)
         steps = max(1, round(steps * _step_flops(other, tokens) / flops))
         L.seed_everything(cell.seed, verbose=False)
@@ -71,6 +74,8 @@ def run_cell(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str =
     start = time.perf_counter()
     trainer.fit(module, tokens, ckpt_path=last)
     seconds = time.perf_counter() - start
+    if not curve.points or curve.points[-1][0] < steps:  # where validations do not divide the steps
+        trainer.validate(module, tokens, verbose=False)
     model = module.model.cpu().eval()
     save_pretrained(model, folder / MODEL, torch.float16)
     record = {

@@ -18,6 +18,7 @@ from torch import Tensor
 from next_scale.compare.cells import EvaluationPlan
 from next_scale.compare.modality import Modality
 from next_scale.condition import collate_conditions
+from next_scale.errors import UserError
 from next_scale.flops import count_flops
 from next_scale.metrics import bits_per_scale, frechet_distance, kernel_distance, manifold_metrics
 from next_scale.model import Generator
@@ -31,15 +32,16 @@ _RESAMPLES = 64
 def likelihood(model: Generator, tokens: TokenSet, modality: Modality, batch_size: int, limit: int) -> dict | None:
     """Bits of held-out pyramids, or None of a family that gives no probability."""
     predictor, quantizer = model.predictor, model.tokenizer.quantizer
-    if predictor.name == "flow":
-        return None
     found = []
     with torch.inference_mode():
         for start in range(0, min(limit, len(tokens)), batch_size):
             items = [tokens[row] for row in range(start, min(start + batch_size, len(tokens), limit))]
             ids = torch.stack([item["tokens"] for item in items])
             condition = collate_conditions([item["condition"] for item in items], model.condition_spec)
-            found.append(predictor.log_prob(ids, predictor.inputs(quantizer, ids), condition))
+            try:
+                found.append(predictor.log_prob(ids, predictor.inputs(quantizer, ids), condition))
+            except UserError:
+                return None
     log_prob = torch.cat(found)
     bits = bits_per_scale(log_prob)
     total = float(bits.sum())

@@ -155,7 +155,7 @@ def _scaling(cells: Cells) -> dict:
             lines, smooth = [], []
             for name in cells.predictors(place):
                 records, fit = found[place, name]
-                if (records[0]["model"]["family"] == "flow") != kind:
+                if (records[0]["likelihood"] is None) != kind:
                     continue
                 for record in records:
                     per_step = record["training"]["flops"] / record["training"]["steps"]
