@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from next_scale.checkpoint import from_pretrained, save_pretrained
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import AnyLength, predictor_class
 from next_scale.quantizer import MultiScaleQuantizer
@@ -319,7 +319,10 @@ class PredictorModule(ScheduledModule):
         quantizer = self.frozen.quantizer
         if family == "next_scale" and isinstance(quantizer.schedule, StrideSchedule):
             family = "any_length"
-        self.predictor = predictor_class(family).for_quantizer(quantizer, condition_spec, **(predictor or {}))
+        try:
+            self.predictor = predictor_class(family).for_quantizer(quantizer, condition_spec, **(predictor or {}))
+        except TypeError as error:  # an option of another family
+            raise UserError(f"the predictor '{family}' cannot be built: {first_line(error)}") from error
         self.predictor.start_from(quantizer)
         self.sampling = SamplingOptions(**(sampling or {}))
 

@@ -403,3 +403,27 @@ def test_tokens_of_a_tokenizer_can_be_trained_on():
     table = nn.Embedding(16, 3)
     table(tokenizer.encode(Waves(1).samples)).sum().backward()
     assert table.weight.grad.abs().sum() > 0
+
+
+def test_training_starts_from_the_whole_or_from_the_autoencoder_alone(tmp_path):
+    source = module_for().tokenizer
+    with torch.no_grad():
+        source.autoencoder.enter.weight += 1
+        source.quantizer.codebooks[0].weight += 1
+    folder = str(save_pretrained(source, tmp_path))
+    options = {"codebook_size": 16, "phis": 2}
+    same = TokenizerModule(Patches(1), Squared(), SCHEDULES[1], options | {"scale_dropout": 0.1}, start_from=folder)
+    other = TokenizerModule(Patches(1), Squared(), "1 3 8", options, start_from=folder)
+    for module, codebooks in ((same, True), (other, False)):
+        tokenizer = module.tokenizer
+        assert torch.equal(tokenizer.autoencoder.enter.weight, source.autoencoder.enter.weight)
+        weights = [t.quantizer.codebooks[0].weight for t in (tokenizer, source)]
+        assert torch.equal(*weights) == codebooks
+    with pytest.raises(UserError, match="a tokenizer of other sizes"):
+        TokenizerModule(Patches(1, 4), Squared(), "1 3 8", options, start_from=folder)
+
+
+def test_options_of_another_family_are_named(tmp_path):
+    folder = str(save_pretrained(module_for().tokenizer, tmp_path))
+    with pytest.raises(UserError, match="the predictor 'flow' cannot be built: .*codebook_head"):
+        PredictorModule(folder, {}, {"width": 16, "depth": 1, "heads": 2, "codebook_head": True}, family="flow")
