@@ -89,7 +89,7 @@ def _headline(cells: Cells) -> dict:
             if h.metric is metric and h.setting.match == found[0].setting.match
         ]
         if rows:
-            plots.append(interval_plot(rows, f"{metric.name}: below 0 next-scale helps more in 2D", "log(R 2D / R 1D)"))
+            plots.append(interval_plot(rows, metric.name, "log(R 2D / R 1D)"))
     first = found[0] if found else None
     sides = [(first.at_2d, first.r_2d), (first.at_1d, first.r_1d)] if first else []
     lines = [helps(place, ratio, first.metric) for place, ratio in sides]

@@ -208,7 +208,8 @@ def fits(cells: Cells) -> tuple[Table, dict]:
             if fit is None:
                 rows.append([*start, "too few points, or no fall", "", ""])
                 continue
-            floor = f"{fit.floor:.3g} ({fit.floor_interval[0]:.3g} to {fit.floor_interval[1]:.3g})"
+            low, high = fit.floor_interval
+            floor = f"{fit.floor:.3f} ({low:.3f} to {high:.3f})"
             exponent = f"{fit.exponent:.3g} ({fit.exponent_interval[0]:.3g} to {fit.exponent_interval[1]:.3g})"
             rows.append([*start, floor, f"{fit.factor:.3g}", exponent])
     return Table("", ["place", "predictor", "points", "E", "A", "α"], rows), found

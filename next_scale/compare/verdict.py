@@ -188,7 +188,7 @@ def _headline(
 def factor(ratio: Ratio) -> str:
     """A ratio with its interval, not as a logarithm: ``1.24 (1.10 to 1.40)``."""
     value, low, high = (math.exp(x) for x in ratio.interval)
-    return f"{value:.3g} ({low:.3g} to {high:.3g})"
+    return f"{value:.4g} ({low:.4g} to {high:.4g})"
 
 
 def signed(ratio: Ratio) -> str:
