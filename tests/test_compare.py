@@ -163,7 +163,7 @@ def test_the_plans_that_ship_are_plans():
         plan = read_plan(path)
         cells = plan.list_cells()
         assert len({cell.id for cell in cells}) == len(cells) > 10
-        assert {cell.predictor for cell in cells} == {"next_scale", "next_token", "masked", "flow"}
+        assert {cell.predictor for cell in cells} >= {"next_scale", "next_token", "masked", "flow"}
         assert {plan.tokenizers[cell.tokenizer].modality for cell in cells} == {"audio", "image"}
         # the control: as many tokens in every scale
         counts = [

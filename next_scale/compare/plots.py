@@ -11,6 +11,7 @@ from next_scale.figure import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 _COLOURS = {"next_scale": "#d55e00", "next_token": "#3a86d0", "masked": "#009e73", "flow": "#cc79a7"}
 _OTHERS = (
@@ -110,14 +111,26 @@ def _panel(title: str, x: str, y: str, log: str, height: float = 2.9):
     return figure, axis
 
 
+def _label_log(axis: Axis) -> None:
+    """Label 1, 2 and 5 of a narrow range, powers of ten of a wide one, as plain numbers or with a prefix."""
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,), numticks=9))
+    prefixed = EngFormatter(sep="")
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if 1e-4 < x < 1e4 else prefixed(x)))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _svg(figure, axis: Axes, named: int) -> str:
     from matplotlib import rc_context
 
     if named > 1:
         axis.legend(fontsize=7.5, frameon=False, labelcolor=_INK)
     axis.tick_params(which="both", labelsize=8, color=_INK, labelcolor=_INK)
-    for text in axis.get_xminorticklabels() + axis.get_yminorticklabels():
-        text.set_fontsize(7)
+    for one in (axis.xaxis, axis.yaxis):
+        if one.get_scale() == "log":
+            _label_log(one)
     axis.spines[["top", "right"]].set_visible(False)
     axis.spines[:].set_color(_INK)
     axis.patch.set_alpha(0)
