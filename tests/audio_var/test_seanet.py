@@ -63,7 +63,7 @@ def test_learns():
 
 
 def test_unknown_names_and_options_are_user_errors():
-    with pytest.raises(UserError, match="spectral, seanet"):
+    with pytest.raises(UserError, match="spectral, mel_grid, seanet"):
         build_codec("wavenet")
     with pytest.raises(UserError, match="colour"):
         build_codec("seanet", colour="red")
