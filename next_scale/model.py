@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from next_scale.condition import ConditionSpec, VectorSpec
 from next_scale.packed import keep_freed_memory
 from next_scale.predictors.interface import Predictor
+from next_scale.predictors.known import Evidence
 from next_scale.sampling import SamplingOptions
 from next_scale.tokenizer import Tokenizer
 
@@ -67,6 +68,7 @@ class Generator(nn.Module):
         sampling: SamplingOptions | None = None,
         known: Tensor | None = None,
         forced: Tensor | None = None,
+        evidence: Evidence | None = None,
         grid: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Draw one sample a seed.
@@ -76,15 +78,18 @@ class Generator(nn.Module):
             seeds: B integers; a sample depends on its own seed and condition only.
             known, forced: tokens (B, L) int64 to keep and where, (B, L) bool, to change a part of something that
                 exists, see :meth:`next_scale.predictors.next_scale.NextScale.generate`.
+            evidence: a latent that is known in part, likewise.
             grid: size of the full grid, for a predictor of any length only; by default its own.
 
         Returns:
             Decoded samples (B, ...) and their tokens (B, L) int64. With `sampling.smooth` the samples are decoded from
             mixtures of codes, of which the tokens are only the heaviest.
         """
+        # what only some families take, only where it is asked for
+        extra = {name: value for name, value in (("evidence", evidence), ("grid", grid)) if value is not None}
         drawn = self.predictor.generate(
             self.tokenizer.quantizer, condition, len(seeds), sampling or self.sampling,
-            seeds=seeds, known=known, forced=forced, **({} if grid is None else {"grid": grid}),
+            seeds=seeds, known=known, forced=forced, **extra,
         )  # fmt: skip
         # One at a time: matrix products round differently in a batch, and a decoder may amplify that.
         return torch.cat([self.tokenizer.autoencoder.decode(row) for row in drawn.latent.split(1)]), drawn.tokens

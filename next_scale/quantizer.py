@@ -201,6 +201,10 @@ class MultiScaleQuantizer(nn.Module):
             vectors = self.code_in[k](vectors)
         return vectors, self.codebook(k).nearest(vectors)
 
+    def nearest(self, residual: Tensor, k: int) -> Tensor:
+        """Tokens of a residual at the size of scale k: (B, channels, *size) -> (B, n_k) int64."""
+        return self._codes(residual, k)[1].view(residual.shape[0], -1)
+
     def _contribution(
         self, tokens: Tensor, k: int, size: tuple[int, ...], grid: tuple[int, ...], weights: Tensor | None = None
     ) -> Tensor:
@@ -292,8 +296,7 @@ class MultiScaleQuantizer(nn.Module):
         schedule = self.schedule_at(tuple(inside.shape[2:]))
         total, tokens = torch.zeros_like(inside), []
         for k, size in enumerate(schedule.sizes):
-            _, ids = self._codes(downsample(inside - total, size), k)
-            tokens.append(ids.view(inside.shape[0], -1))
+            tokens.append(self.nearest(downsample(inside - total, size), k))
             total = total + self._contribution(tokens[-1], k, size, schedule.grid)
         return torch.cat(tokens, 1)
 

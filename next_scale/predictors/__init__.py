@@ -4,6 +4,7 @@ from next_scale.predictors.any_length import AnyLength
 from next_scale.predictors.delay import Delay
 from next_scale.predictors.flow import Flow
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
+from next_scale.predictors.known import Evidence, Known
 from next_scale.predictors.masked import Masked
 from next_scale.predictors.next_scale import NextScale
 from next_scale.predictors.next_token import NextToken
@@ -16,8 +17,10 @@ __all__ = [
     "FAMILIES",
     "AnyLength",
     "Delay",
+    "Evidence",
     "Flow",
     "Generated",
+    "Known",
     "LossOutput",
     "Masked",
     "NextScale",

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from next_scale.errors import UserError
-from next_scale.predictors.drawing import Drawer, Known
+from next_scale.predictors.drawing import Drawer
+from next_scale.predictors.known import Evidence, Known
 from next_scale.predictors.token_predictor import TokenPredictor, code_table
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
@@ -102,6 +103,8 @@ class Delay(TokenPredictor):
         batch, levels, length = len(seeds), self.schedule.scales, self.schedule.counts[0]
         if sampling.smooth and not sampling.greedy:
             raise UserError("the delay pattern draws no mixtures of codes: leave smooth out")
+        if isinstance(known, Evidence):  # it needs all coarser scales before it knows a token
+            raise UserError("the delay pattern draws scales together: give known tokens, not a known latent")
         # a step has tokens of many levels, so that as long as one of them is guided all steps are
         guided, c, modulations = self._conditions(condition, batch, sampling.guided(0))
         cache = self.transformer.cache(c.shape[0], self._steps)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from next_scale.predictors.known import Known
 from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample, soften
 
 # Logits of a sample alone and in a batch differ by rounding, up to 8e-7 of the greatest logit in the models at hand. A
@@ -16,13 +16,6 @@ from next_scale.sampling import NoiseStreams, SamplingOptions, guide, sample, so
 TOLERANCE = 2e-6
 
 _BLOCK = 16  # tokens whose noise is made at once
-
-
-class Known(NamedTuple):
-    """tokens: (B, L) int64 of something that exists. forced: (B, L) bool, the places that keep theirs."""
-
-    tokens: Tensor
-    forced: Tensor
 
 
 class Drawer:
@@ -34,7 +27,7 @@ class Drawer:
         codes: V.
         length: tokens that every sample draws in all, L.
         device: of the logits.
-        known: tokens that are given.
+        known: what is given; :meth:`enter` must be called before each scale.
 
     Attributes:
         sure: (B,) bool, whether rounding decided none of a sample's draws so far; None for a sample alone.
@@ -48,11 +41,16 @@ class Drawer:
     ) -> None:  # fmt: skip
         self.sampling, self.codes, self.device = sampling, codes, device
         self.batch = len(seeds)
-        self.known = None if known is None else Known(*(part.to(device) for part in known))
+        self.known = known
         self.sure = torch.ones(self.batch, dtype=torch.bool, device=device) if self.batch > 1 else None
         self._streams = None if sampling.greedy else NoiseStreams(seeds)
         self._left = length  # tokens whose noise is still to come
         self._noise: Tensor | None = None
+
+    def enter(self, k: int, latent: Tensor) -> None:
+        """Begin scale k, with the sum of the scales before it: (B, C, *grid)."""
+        if self.known is not None:
+            self.known.enter(k, latent)
 
     def draw(
         self, logits: Tensor, places: slice | Tensor, strength: float | Tensor, ratio: float = 0.0
@@ -80,7 +78,7 @@ class Drawer:
                 tolerance *= 1 + 2 * float(strength.amax() if isinstance(strength, Tensor) else strength)
             tokens, certain = sample(logits, self.sampling, noise, tolerance)
         if self.known is not None:
-            known, forced = (part[:, places] for part in self.known)
+            known, forced = (part[:, places].to(self.device) for part in (self.known.tokens, self.known.forced))
             tokens = torch.where(forced, known, tokens)
             certain = None if certain is None else certain | forced
             if weights is not None:

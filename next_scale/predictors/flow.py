@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
 from next_scale.errors import UserError
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
+from next_scale.predictors.known import Evidence
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions, guide
 from next_scale.schedule import Schedule, StrideSchedule
@@ -220,16 +221,17 @@ class Flow(Predictor):
         seeds: int | Sequence[int] | Tensor | None = None,
         known: Tensor | None = None,
         forced: Tensor | None = None,
+        evidence: Evidence | None = None,
     ) -> Generated:
         """Draw latents, and their nearest tokens; a sample's noise comes from its own seed.
 
         Args: see :meth:`next_scale.predictors.token_predictor.TokenPredictor.generate`.
 
         Raises:
-            UserError: known tokens are given.
+            UserError: known tokens or evidence are given.
             ValueError: a number of seeds other than B.
         """
-        if known is not None or forced is not None:
+        if known is not None or forced is not None or evidence is not None:
             raise UserError("flow matching draws latents and keeps no tokens: edit with a predictor of tokens")
         sampling = sampling or SamplingOptions()
         if seeds is None:

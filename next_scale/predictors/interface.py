@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from next_scale.condition import Conditioner, ConditionSpec
+from next_scale.predictors.known import Evidence
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule
@@ -99,6 +100,7 @@ class Predictor(nn.Module, ABC):
         seeds: int | Sequence[int] | Tensor | None = None,
         known: Tensor | None = None,
         forced: Tensor | None = None,
+        evidence: Evidence | None = None,
     ) -> Generated:
         """Draw B samples, see :meth:`next_scale.predictors.next_scale.NextScale.generate`."""
 

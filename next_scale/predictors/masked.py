@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from next_scale.errors import UserError
-from next_scale.predictors.drawing import TOLERANCE, Drawer, Known
+from next_scale.predictors.drawing import TOLERANCE, Drawer
 from next_scale.predictors.interface import LossOutput
+from next_scale.predictors.known import Known
 from next_scale.predictors.next_scale import NextScale
 from next_scale.predictors.token_predictor import code_table, entropy_of
 from next_scale.quantizer import MultiScaleQuantizer
@@ -155,6 +156,7 @@ class Masked(NextScale):
         x, tokens = self._first(c), []
         for k, (start, count) in enumerate(zip(schedule.starts, schedule.counts, strict=True)):
             here = slice(start, start + count)
+            drawer.enter(k, latent)
             if guided and not sampling.guided(k):  # from here on without the unconditional half
                 guided, x, modulations = False, x[:batch], modulations.keep(batch)
                 cache.keep(batch)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from next_scale.predictors.drawing import Drawer, Known
+from next_scale.predictors.drawing import Drawer
+from next_scale.predictors.known import Known
 from next_scale.predictors.token_predictor import TokenPredictor
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
@@ -78,6 +79,7 @@ class NextScale(TokenPredictor):
         x, tokens = self._first(c), []
         for k, (start, count) in enumerate(zip(schedule.starts, schedule.counts, strict=True)):
             here = slice(start, start + count)
+            drawer.enter(k, latent)
             if guided and not sampling.guided(k):  # from here on without the unconditional half
                 guided, x, modulations = False, x[:batch], modulations.keep(batch)
                 cache.keep(batch)

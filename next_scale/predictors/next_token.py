@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from next_scale.predictors.drawing import Drawer, Known
+from next_scale.predictors.drawing import Drawer
+from next_scale.predictors.known import Known
 from next_scale.predictors.token_predictor import TokenPredictor, code_table
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
@@ -88,6 +89,7 @@ class NextToken(TokenPredictor):
             if guided and not sampling.guided(k):  # from here on without the unconditional half
                 guided, x, before, modulations = False, x[:batch], before[:batch], modulations.keep(batch)
                 cache.keep(batch)
+            drawer.enter(k, latent)
             x = x + places[start : start + count]
             head, table = self._head(k), code_table(quantizer, k)
             strength, ratio = sampling.strength(k, schedule.scales), k / max(schedule.scales - 1, 1)

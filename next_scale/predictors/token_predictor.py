@@ -13,8 +13,8 @@ from next_scale import flops
 from next_scale.attention import PrefixAttention
 from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
 from next_scale.errors import UserError
-from next_scale.predictors.drawing import Known
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
+from next_scale.predictors.known import Evidence, Known
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule, StrideSchedule
@@ -225,6 +225,7 @@ class TokenPredictor(Predictor):
         seeds: int | Sequence[int] | Tensor | None = None,
         known: Tensor | None = None,
         forced: Tensor | None = None,
+        evidence: Evidence | None = None,
     ) -> Generated:
         """Draw pyramids.
 
@@ -244,9 +245,10 @@ class TokenPredictor(Predictor):
             forced: (B, L) bool, the places that keep their known token while the others are drawn, for zero-shot
                 editing as in VAR; :meth:`next_scale.schedule.Schedule.shrink_mask` makes it of a mask over the grid.
                 The others get the noise that they would have without it.
+            evidence: a latent of B samples that is known in part, in place of `known` and `forced`.
 
         Raises:
-            ValueError: a number of seeds other than B, or `known` and `forced` of other shapes.
+            ValueError: a number of seeds other than B, or known tokens or evidence of other shapes.
         """
         sampling = sampling or SamplingOptions()
         if seeds is None:
@@ -257,10 +259,13 @@ class TokenPredictor(Predictor):
         shape = (batch, self.schedule.length)
         if (known is None) != (forced is None) or any(t is not None and t.shape != shape for t in (known, forced)):
             raise ValueError(f"known and forced belong together and have shape {shape}")
+        if evidence is not None and (known is not None or evidence.tokens.shape != shape):
+            raise ValueError(f"evidence comes without known tokens, and is of {batch} samples of this schedule")
 
         def draw(rows: slice) -> tuple[Tensor, Tensor, Tensor | None]:
             here = {name: index[rows] for name, index in condition.items()}
             kept = None if known is None else Known(known[rows], forced[rows])
+            kept = kept if evidence is None else evidence.rows(rows)
             return self._generate(quantizer, here, sampling, seeds[rows], kept)
 
         alone = [slice(row, row + 1) for row in range(batch)]
