@@ -120,6 +120,13 @@ def test_from_outside_interrupted_and_failing(outside, tmp_path):
     assert [cell.id for cell in missing_cells(read_plan(plan), out)] == [NEXT_SCALE, MARGINAL]
     assert [cell.id for cell in missing_cells(read_plan(plan), out, "next_scale")] == [NEXT_SCALE]
 
+    # other samples to measure with: the trained model is there already
+    plan.write_text(PLAN.replace("samples: 32", "samples: 16"))
+    code, said, err = run(outside, plan, "--out", out, "--only", "next_scale")
+    assert code == 0, said + err
+    again = read_records(out)[NEXT_SCALE]
+    assert again["quality"]["n"] == 16 and again["training"] == next_scale["training"]
+
 
 @pytest.mark.parametrize(
     ("change", "said"),

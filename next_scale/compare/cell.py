@@ -14,7 +14,7 @@ from next_scale.checkpoint import from_pretrained, save_pretrained
 from next_scale.compare import measure
 from next_scale.compare.cells import Cell, Plan
 from next_scale.compare.modality import Modality, find_modality
-from next_scale.compare.tokenizing import held_out, make_tokenizer, open_data, tokenizer_folder
+from next_scale.compare.tokenizing import even_rows, held_out, make_tokenizer, open_data, tokenizer_folder
 from next_scale.compare.training import trainer_for
 from next_scale.errors import UserError
 from next_scale.flops import count_flops
@@ -22,8 +22,8 @@ from next_scale.model import Generator
 from next_scale.tokens import TokenDataModule, TokenSet
 from next_scale.training import PredictorModule
 
-MODEL = "model"
-"""Folder of a cell's model in the cell's folder."""
+MODEL, TRAINED = "model", "trained.json"
+"""In a cell's folder, the folder of its model, and the part of its record that training gives."""
 
 
 def token_data(plan: Plan, tokenizer: str, out: Path, seed: int) -> TokenDataModule:
@@ -52,11 +52,26 @@ class _Curve(L.Callback):
 
 
 def run_cell(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str = "cpu") -> dict:
-    """Train and measure one cell; see :mod:`next_scale.compare.record` for what comes back."""
-    tokenizer = plan.tokenizers[cell.tokenizer]
+    """Train a cell, unless that has been done, and measure it: all of its record but where it comes from.
+
+    Measured is the model as it is kept, in half precision.
+    """
+    done = folder / TRAINED
+    if not done.is_file():
+        trained = _train(plan, cell, out, folder, accelerator)
+        part = folder / f".{TRAINED}"
+        part.write_text(json.dumps(trained))
+        os.replace(part, done)
+    modality = find_modality(plan.tokenizers[cell.tokenizer].modality)  # brings the autoencoder that the model names
+    model = from_pretrained(folder / MODEL).eval()
+    tokens = token_data(plan, cell.tokenizer, out, cell.seed)
+    tokens.setup("test")
+    return json.loads(done.read_text()) | _measure(plan, cell, model, modality, tokens, folder, out)
+
+
+def _train(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str) -> dict:
     checkpoint = tokenizer_folder(plan, cell.tokenizer, out)
     figures = make_tokenizer(plan, cell.tokenizer, out, accelerator)
-    modality = find_modality(tokenizer.modality)
     tokens = token_data(plan, cell.tokenizer, out, cell.seed)
     tokens.setup("fit")
     L.seed_everything(cell.seed, verbose=False)
@@ -76,9 +91,9 @@ def run_cell(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str =
     seconds = time.perf_counter() - start
     if not curve.points or curve.points[-1][0] < steps:  # where validations do not divide the steps
         trainer.validate(module, tokens, verbose=False)
-    model = module.model.cpu().eval()
+    model = module.model.cpu()
     save_pretrained(model, folder / MODEL, torch.float16)
-    record = {
+    return {
         "tokenizer": {"id": cell.tokenizer, **figures},
         "model": {
             "parameters": sum(parameter.numel() for parameter in model.predictor.parameters()),
@@ -97,7 +112,6 @@ def run_cell(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str =
             "curve": curve.points,
         },
     }
-    return record | _measure(plan, cell, model, modality, tokens, folder, out)
 
 
 def _module(plan: Plan, cell: Cell, predictor: str, checkpoint: Path, tokens: TokenDataModule) -> PredictorModule:
@@ -128,10 +142,12 @@ def _measure(
     evaluation = plan.evaluation
     data = open_data(plan, modality)
     real, conditions = held_out(data, "test", evaluation.samples)
-    near, _ = held_out(data, "validation", evaluation.samples)
-    features, found = modality.features(real)
-    near_features, _ = modality.features(near)
-    asked = torch.tensor([condition.get("label", -1) for condition in conditions])
+    near, near_conditions = held_out(data, "validation", evaluation.samples)
+    features, _ = modality.features(real)
+    near_features, near_found = modality.features(near)
+    asked, near_asked = (
+        torch.tensor([condition.get("label", -1) for condition in some]) for some in (conditions, near_conditions)
+    )
     quantizer, autoencoder = model.tokenizer.quantizer, model.tokenizer.autoencoder
     with torch.inference_mode():
         parts = [quantizer.decode(model.tokenizer.encode(part)) for part in real.split(evaluation.batch_size)]
@@ -146,14 +162,12 @@ def _measure(
             best = nearness, guidance, samples, drawn, classes
     _, guidance, samples, drawn, classes = best
     named = modality.features_name
-    half = torch.arange(len(features)) % 2 == 0
     held = TokenSet(tokens.split_folder("test"))
     quality = measure.distances(features, drawn, reconstructed, classes == asked)
     return {
         "likelihood": measure.likelihood(model, held, modality, evaluation.batch_size, evaluation.samples),
         "quality": {"features": named, "guidance": guidance, **quality},
-        "real": {"features": named, **measure.distances(features[half], features[~half]),
-                 "class_accuracy": float((found == asked).double().mean())},
+        "real": {"features": named, **measure.distances(features, near_features, None, near_found == near_asked)},
         "samples": _shown(modality, folder, out, samples, conditions, model, evaluation.shown),
     }  # fmt: skip
 
@@ -163,7 +177,7 @@ def _shown(
     count: int,
 ) -> list[dict]:  # fmt: skip
     """Write samples for people, evenly from all."""
-    rows = torch.linspace(0, len(samples) - 1, min(count, len(samples))).round().long().tolist()
+    rows = even_rows(len(samples), count)
     written = modality.write(folder, [f"{row:04}" for row in rows], samples[rows])
     spec, shown = model.condition_spec, []
     for row, entry in zip(rows, written, strict=True):

@@ -155,13 +155,20 @@ class Plan:
         tokenizer = self.tokenizers[name]
         return _digest([asdict(tokenizer), self.data.get(tokenizer.modality, {})])
 
+    def training_key(self, cell: Cell) -> str:
+        """12 hex digits of all that a cell's trained model depends on."""
+        return _digest(self._training_parts(cell))
+
     def cell_key(self, cell: Cell) -> str:
         """12 hex digits of all that a cell's result depends on: whoever changes the plan gets new results."""
+        return _digest([*self._training_parts(cell), asdict(self.evaluation)])
+
+    def _training_parts(self, cell: Cell) -> list:
         parts = [self.tokenizer_key(cell.tokenizer), asdict(self.predictors[cell.predictor]), self.sizes[cell.size]]
-        parts += [asdict(cell), asdict(self.training), asdict(self.evaluation)]
+        parts += [asdict(cell), asdict(self.training)]
         if cell.match == "flops":
             parts.append(asdict(self.predictors[self.training.flops_of]))
-        return _digest(parts)
+        return parts
 
 
 def _digest(value: object) -> str:

@@ -42,6 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="cells at once, which share the threads; with GPUs one a GPU (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--only", default="", metavar="TEXT", help="cells with this in their name")
+    parser.add_argument("--again", action="store_true", help="measure finished cells again, from their trained models")
     parser.add_argument("--list", action="store_true", help="name the missing cells and stop")
     parser.set_defaults(run=run)
     parser = compare.add_parser("report", description=_REPORT, epilog=_REPORT_EPILOG)
@@ -56,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from next_scale.compare.runner import keep_plan, missing_cells, run_plan, untimed_cells
 
     plan, out = read_plan(args.plan), Path(args.out)
-    cells = missing_cells(plan, out, args.only)
+    cells = missing_cells(plan, out, args.only, args.again)
     if args.list:
         names = [cell.id for cell in cells] + [f"speed of {cell.id}" for cell in untimed_cells(plan, out, args.only)]
         print("\n".join(names) or "nothing is missing")
@@ -71,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"[{done}/{len(cells)}] {text}", flush=True)
 
     keep_plan(Path(args.plan), out)
-    failed = run_plan(plan, out, args.jobs, args.only, tell)
+    failed = run_plan(plan, out, args.jobs, args.only, tell, args.again)
     print(f"{len(cells)} cells, {failed} failed: {out / 'results.jsonl'}")
     return int(failed > 0)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from next_scale.compare.cells import EvaluationPlan
 from next_scale.compare.modality import Modality
+from next_scale.compare.tokenizing import even_rows
 from next_scale.condition import collate_conditions
 from next_scale.errors import UserError
 from next_scale.flops import count_flops
@@ -30,12 +31,12 @@ _RESAMPLES = 64
 
 
 def likelihood(model: Generator, tokens: TokenSet, modality: Modality, batch_size: int, limit: int) -> dict | None:
-    """Bits of held-out pyramids, or None of a family that gives no probability."""
+    """Bits of at most `limit` held-out pyramids, evenly from all, or None of a family that gives no probability."""
     predictor, quantizer = model.predictor, model.tokenizer.quantizer
-    found = []
+    rows, found = even_rows(len(tokens), limit), []
     with torch.inference_mode():
-        for start in range(0, min(limit, len(tokens)), batch_size):
-            items = [tokens[row] for row in range(start, min(start + batch_size, len(tokens), limit))]
+        for start in range(0, len(rows), batch_size):
+            items = [tokens[row] for row in rows[start : start + batch_size]]
             ids = torch.stack([item["tokens"] for item in items])
             condition = collate_conditions([item["condition"] for item in items], model.condition_spec)
             try:

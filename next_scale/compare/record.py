@@ -14,9 +14,9 @@ then either ``error``, one line, or
 - ``likelihood``: None, or ``exact``, ``per_scale`` in bits, ``bits_per_sample``, ``bits_resampled`` (the same of draws
   of the held-out samples, see :func:`next_scale.compare.measure.resampled_rows`), ``bits_per_dim``,
   ``bits_per_token``, ``bits_per_second``;
-- ``quality`` and ``real``: ``n``, ``features``, ``guidance``, ``frechet``, ``frechet_resampled``,
-  ``frechet_infinity``, ``frechet_to_reconstructions``, ``kernel``, ``precision``, ``recall``, ``density``,
-  ``coverage``, ``class_accuracy``;
+- ``quality``, and ``real`` of validation samples in the place of generated ones: ``n``, ``features``, ``guidance``,
+  ``frechet``, ``frechet_resampled``, ``frechet_infinity``, ``frechet_to_reconstructions``, ``kernel``, ``precision``,
+  ``recall``, ``density``, ``coverage``, ``class_accuracy``;
 - ``sampling``: ``steps``, ``flops`` a sample, ``latency_1`` and ``latency_16`` in seconds, ``per_second_1``,
   ``per_second_16``, ``peak_memory`` in bytes, ``threads``; measured last, when no other cell runs;
 - ``samples``: ``file``, ``picture``, ``kind``, ``label``.

@@ -30,10 +30,14 @@ def keep_plan(plan: Path, out: Path) -> None:
     os.replace(part, out / PLAN)
 
 
-def missing_cells(plan: Plan, out: Path, only: str = "") -> list[Cell]:
-    """Cells whose result is not there, is an error, or is that of another plan; of those whose id has `only` in it."""
+def missing_cells(plan: Plan, out: Path, only: str = "", again: bool = False) -> list[Cell]:
+    """Cells whose result is not there, is an error, or is that of another plan; of those whose id has `only` in it.
+
+    Args:
+        again: also those that are done.
+    """
     records = read_records(out)
-    return [cell for cell in plan.list_cells() if only in cell.id and _done(plan, cell, records) is None]
+    return [cell for cell in plan.list_cells() if only in cell.id and (again or _done(plan, cell, records) is None)]
 
 
 def untimed_cells(plan: Plan, out: Path, only: str = "") -> list[Cell]:
@@ -48,7 +52,9 @@ def _done(plan: Plan, cell: Cell, records: dict[str, dict]) -> dict | None:
     return record if record.get("key") == plan.cell_key(cell) and "error" not in record else None
 
 
-def run_plan(plan: Plan, out: Path, jobs: int = 1, only: str = "", tell: Told = print) -> int:
+def run_plan(
+    plan: Plan, out: Path, jobs: int = 1, only: str = "", tell: Told = print, again: bool = False
+) -> int:  # fmt: skip
     """Run the missing cells, `jobs` at once, each in a process of its own; then measure their speed, one at a time.
 
     What was interrupted goes on where it was; a cell that fails is recorded, and the others go on. Without `only` all
@@ -57,6 +63,7 @@ def run_plan(plan: Plan, out: Path, jobs: int = 1, only: str = "", tell: Told = 
     Args:
         out: folder of results; created if missing.
         tell: is told of every cell that ends.
+        again: measure cells that are done again, without training them again.
 
     Returns:
         How many failed.
@@ -65,7 +72,7 @@ def run_plan(plan: Plan, out: Path, jobs: int = 1, only: str = "", tell: Told = 
         UserError: a tokenizer cannot be made.
     """
     out.mkdir(parents=True, exist_ok=True)
-    cells = missing_cells(plan, out, only)
+    cells = missing_cells(plan, out, only, again)
     names = list(dict.fromkeys(cell.tokenizer for cell in cells)) if only else list(plan.tokenizers)
     failed, jobs = 0, torch.cuda.device_count() or jobs
     for item, error in _in_processes(_tokenizer, plan, out, names, jobs):
@@ -153,7 +160,7 @@ def _speed(plan: Plan, out: Path, cell: Cell, threads: int, device: str) -> None
 
 
 def _folder(plan: Plan, out: Path, cell: Cell) -> Path:
-    return out / "cells" / f"{cell.id}-{plan.cell_key(cell)}"
+    return out / "cells" / f"{cell.id}-{plan.training_key(cell)}"
 
 
 def _place(plan: Plan, cell: Cell) -> dict:

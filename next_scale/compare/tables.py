@@ -112,7 +112,7 @@ def quality_tables(cells: Cells, floors: dict) -> list[Table]:
         real = some["real"]
         reference = [shown(real.get(key)) for key in ("frechet", "frechet_infinity", "none", "kernel", "precision",
                      "recall", "density", "coverage", "class_accuracy")]  # fmt: skip
-        rows.append(["real, one half against the other", *[""] * (3 + 4), *reference])
+        rows.append([f"other real samples ({real['n']})", *[""] * (3 + 4), *reference])
         floor = floors.get(place, {})
         again = [shown(floor.get("frechet")), "", "", shown(floor.get("kernel")), *[""] * 5]
         rows.append(["reconstructions", *[""] * (3 + 4), *again])

@@ -106,9 +106,13 @@ def _floor(modality: Modality, samples: Tensor, features: Tensor, decoded: Tenso
     }
 
 
+def even_rows(total: int, count: int) -> list[int]:
+    """At most so many of all rows, evenly from the first to the last."""
+    return torch.linspace(0, total - 1, min(count, total)).round().long().tolist()
+
+
 def held_out(data: SampleDataModule, split: str, count: int) -> tuple[Tensor, list[dict[str, int]]]:
     """At most so many samples (N, ...) of a split and their conditions, evenly from the whole of it."""
     dataset = data.dataset(split)
-    rows = torch.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().long().tolist()
-    items = [dataset[row] for row in rows]
+    items = [dataset[row] for row in even_rows(len(dataset), count)]
     return torch.stack([item["sample"] for item in items]), [item["condition"] for item in items]
