@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from next_scale.nearest_code import nearest_code
+from next_scale.kernels.nearest_code import nearest_code
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from next_scale.codebook import Codebook, kmeans
-from next_scale.nearest_code import nearest_code
+from next_scale.kernels.nearest_code import nearest_code
 
 
 def clusters(codes=8, per=50, channels=4, spread=0.05, seed=0):
