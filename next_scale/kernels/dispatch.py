@@ -13,6 +13,7 @@ from next_scale.kernels.runtime import KernelError
 
 CHOICES = ("auto", "cuda", "torch", "reference")
 VARIABLE = "NEXT_SCALE_KERNELS"
+MEASURED: frozenset[str] = frozenset()  # ops whose kernel a GPU has been measured to run right and ahead of PyTorch
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -32,7 +33,7 @@ def dispatch(
         op: its name, for messages.
         implementation: ``auto``, ``cuda``, ``torch`` (the fast path in PyTorch) or ``reference`` (the definition).
             ``auto`` is what ``NEXT_SCALE_KERNELS`` says; where that says nothing or ``auto`` too, the kernel where it
-            can run and the fast path elsewhere, and the log says once why.
+            can run and has been measured on a GPU (`MEASURED`), and else the fast path, and the log says once why.
         obstacle: why the kernel cannot run on these inputs; None where it can.
         cuda, torch, reference: the implementations.
 
@@ -53,6 +54,8 @@ def dispatch(
         if reason is not None:
             raise UserError(f"the CUDA kernel of {op} cannot run: {reason}; choose another implementation, or auto")
         return cuda()
+    if reason is None and op not in MEASURED:
+        reason = f"no GPU has measured its kernel yet; {VARIABLE}=cuda runs it"
     if reason is None:
         try:
             return cuda()

@@ -83,7 +83,11 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtur
         return dispatch("an op", implementation, lambda: reason, cuda, lambda: "torch", lambda: "reference")
 
     monkeypatch.delenv("NEXT_SCALE_KERNELS", raising=False)
+    monkeypatch.setattr("next_scale.kernels.dispatch.MEASURED", frozenset())
     caplog.set_level(logging.INFO)
+    assert choose("cuda", None) == "cuda"
+    assert choose("auto", None) == "torch"  # nobody has measured it
+    monkeypatch.setattr("next_scale.kernels.dispatch.MEASURED", frozenset({"an op"}))
     assert choose("auto", None) == "cuda"
     assert choose("torch", None) == "torch"
     assert choose("reference", None) == "reference"
@@ -91,6 +95,7 @@ def test_choice(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixtur
     assert choose("auto", "no device here") == "torch"
     assert choose("auto", None, broken) == "torch"
     assert [record.message for record in caplog.records] == [
+        "an op runs in PyTorch: no GPU has measured its kernel yet; NEXT_SCALE_KERNELS=cuda runs it",
         "an op runs in PyTorch: no device here",
         "an op runs in PyTorch: the driver is too old",
     ]
