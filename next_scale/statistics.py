@@ -66,12 +66,17 @@ class Figures(NamedTuple):
 
 
 def log_ratio(
-    pairs: Sequence[tuple[Figures, Figures]], level: float = 0.95, resamples: int = 4000, seed: int = 0
-) -> Interval | None:
-    """log(a_1 / b_1) - log(a_2 / b_2) - ... of pairs (a, b), each figure the mean over its seeds, with its interval.
+    pairs: Sequence[tuple[Figures, Figures]], weights: Sequence[float] | None = None, level: float = 0.95,
+    resamples: int = 4000, seed: int = 0,
+) -> Interval | None:  # fmt: skip
+    """w_1 log(a_1 / b_1) + w_2 log(a_2 / b_2) + ... of pairs (a, b), each figure the mean over its seeds.
 
     The interval is a bootstrap in two stages: the seeds of each figure with replacement, and one draw of the held-out
     samples a pair, the same for both of it, so that what they share cancels. Of one seed the samples alone move it.
+
+    Args:
+        pairs: what is set in ratio.
+        weights: of the pairs' logarithms; None is 1 for the first and -1 for the others.
 
     Returns:
         None where a figure is not positive, so that it has no ratio.
@@ -88,11 +93,12 @@ def log_ratio(
         return np.maximum(found, np.finfo(float).tiny).mean(1)
 
     value, spread = 0.0, np.zeros(resamples)
-    for sign, (a, b) in zip((1, *[-1] * len(pairs)), pairs, strict=False):
+    weights = (1, *[-1] * (len(pairs) - 1)) if weights is None else weights
+    for weight, (a, b) in zip(weights, pairs, strict=True):
         count = min(a.deviations.shape[1], b.deviations.shape[1])
         draws = random.integers(count, size=resamples) if count else None
-        value += sign * math.log(a.values.mean() / b.values.mean())
-        spread += sign * np.log(drawn(a, draws) / drawn(b, draws))
+        value += weight * math.log(a.values.mean() / b.values.mean())
+        spread += weight * np.log(drawn(a, draws) / drawn(b, draws))
     low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(low), float(high))
 

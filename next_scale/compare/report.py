@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from next_scale.compare import tables
+from next_scale.compare.crossing import crossings, told_apart
 from next_scale.compare.plots import colours_of, interval_plot, line_plot, scatter_plot
 from next_scale.compare.record import PLAN, RESULTS, read_records
 from next_scale.compare.verdict import (
@@ -99,9 +100,12 @@ def _headline(cells: Cells) -> dict:
             f"{first.ratio.seeds} seed{'s' if first.ratio.seeds > 1 else ''}, "
             "for this data, these sizes and this length of training only."
         )
+    crossed = [crossing for metric in (FRECHET, BITS) for crossing in crossings(cells, metric)]
     return {
         "answer": answer(first),
         "helps": lines,
+        "crossed": tables.crossing_table(crossed) if crossed else None,
+        "apart": [told_apart(crossing) for crossing in crossed],
         "headline": tables.headline_table(found),
         "headline_plots": plots,
         "families": best_families(cells),

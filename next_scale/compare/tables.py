@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from next_scale.compare.crossing import Crossing
 from next_scale.compare.verdict import Cells, Headline, factor, signed, spoken
 from next_scale.report import size_name
 from next_scale.statistics import fit_scaling
@@ -57,6 +58,21 @@ def headline_table(found: Iterable[Headline]) -> Table:
         )  # fmt: skip
     header = ["figure", "places", "schedule", "setting", "seeds", "R 2D", "R 1D", "log(R 2D / R 1D)", "by one seed"]
     return Table("Headline ratios", header, rows)
+
+
+def crossing_table(found: Iterable[Crossing]) -> Table:
+    """One row a two by two design."""
+    rows = []
+    for crossing in found:
+        a, b = crossing.modalities
+        r = [f"{m} {d}: {factor(ratio)}" for (m, d), ratio in zip(
+            ((a, "2d"), (a, "1d"), (b, "2d"), (b, "1d")), crossing.ratios, strict=True)]  # fmt: skip
+        effects = [signed(ratio) for ratio in (crossing.dimension, crossing.modality, crossing.interaction)]
+        seeds = str(crossing.dimension.seeds)
+        rows.append([crossing.metric.name, crossing.schedule, str(crossing.setting), seeds, *effects, "; ".join(r),
+                     f"{a} - {b}"])  # fmt: skip
+    header = ["figure", "schedule", "setting", "seeds", "2D - 1D", "modality", "interaction", "R", "modalities"]
+    return Table("Dimension and modality apart", header, rows)
 
 
 def tokenizer_tables(tokenizers: Sequence[Record]) -> list[Table]:

@@ -113,9 +113,9 @@ class Ratio(NamedTuple):
         return self.seeds > 1 and not self.interval.low <= 0 <= self.interval.high
 
 
-def ratio_of(pairs: Sequence[tuple[Figures, Figures]]) -> Ratio | None:
+def ratio_of(pairs: Sequence[tuple[Figures, Figures]], weights: Sequence[float] | None = None) -> Ratio | None:
     """:func:`next_scale.statistics.log_ratio` with the number of seeds."""
-    interval = log_ratio(pairs)
+    interval = log_ratio(pairs, weights)
     return interval and Ratio(interval, min(len(figures.values) for pair in pairs for figures in pair))
 
 

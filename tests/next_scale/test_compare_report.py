@@ -9,6 +9,7 @@ import pytest
 
 from next_scale.compare import verdict
 from next_scale.compare.cli import main
+from next_scale.compare.crossing import crossings
 from next_scale.compare.report import write_report
 from tests.next_scale.comparison_records import records, write
 
@@ -73,6 +74,22 @@ def test_the_ratio_is_that_of_the_records():
     # seeds that scatter leave it open
     wide = verdict.headlines(verdict.Cells(records(1.0, 0.95, noise=0.4)), verdict.FRECHET)
     assert not any(h.ratio.decided for h in wide)
+
+
+@pytest.mark.parametrize(("axis", "said"), [("dimension", "more in 2D than in 1D"), ("modality", "more in tone than")])
+def test_dimension_and_modality_are_told_apart(tmp_path, axis, said):
+    def part(modality, other):
+        ratios = (1.0, 0.7) if axis == "dimension" else (other, other)
+        return records(*ratios, places=((modality, "1d"), (modality, "2d")), sizes=("small",))
+
+    found = part("tone", 0.7) + part("shade", 1.0)
+    (crossing,) = crossings(verdict.Cells(found), verdict.FRECHET)
+    effects = {name: getattr(crossing, name) for name in ("dimension", "modality", "interaction")}
+    for name, ratio in effects.items():
+        assert ratio.interval.value == pytest.approx(-0.357 if name == axis else 0, abs=0.02)
+    assert effects[axis].decided
+    text = check(page(tmp_path, found))
+    assert said in text and "Dimension and modality apart" in text
 
 
 def test_everything_is_on_the_page(tmp_path):
