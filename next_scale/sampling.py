@@ -203,16 +203,19 @@ def _cutoffs(z: Tensor, options: SamplingOptions, tolerance: float) -> _Cutoffs:
     if 0 < p < 1:
         probability = descending[..., :kept].softmax(-1)
         before = probability.cumsum(-1) - probability  # probability of the more likely codes
-        # A share p of the probability moves by no more than this; plus rounding of the sum.
-        odds = p / (1 - p)
-        up, down = (odds * e / (1 + odds * e) for e in (math.exp(min(tolerance, 30)), math.exp(-min(tolerance, 30))))
-        rounding = 1e-6 if tolerance > 0 else 0.0
-        bounds = (p, up + rounding, down - rounding)
-        counts = [(before < bound).sum(-1, keepdim=True).clamp_(min=1) for bound in bounds]
+        counts = [(before < bound).sum(-1, keepdim=True).clamp_(min=1) for bound in (p, *nucleus_bounds(p, tolerance))]
     least, lowest, highest = (descending.gather(-1, count - 1) for count in counts)
     below = descending.gather(-1, counts[2])
     swaps = highest - below <= tolerance
     return _Cutoffs(least, lowest - tolerance, torch.where(swaps, highest + tolerance, highest))
+
+
+def nucleus_bounds(p: float, tolerance: float) -> tuple[float, float]:
+    """How much and how little of the probability top-p may keep where every logit changes by half the tolerance."""
+    odds = p / (1 - p)
+    up, down = (odds * e / (1 + odds * e) for e in (math.exp(min(tolerance, 30)), math.exp(-min(tolerance, 30))))
+    rounding = 1e-6 if tolerance > 0 else 0.0  # of the sum
+    return up + rounding, down - rounding
 
 
 def _descending(z: Tensor, count: int) -> Tensor:

@@ -67,21 +67,21 @@ class Drawer:
         Returns:
             Tokens (B, n) int64, and with `sampling.smooth` the weights (B, n, V) of all codes.
         """
-        tolerance = None if self.sure is None else TOLERANCE * float(logits.abs().amax())
+        tolerance = None
+        if self.sure is not None:  # guidance multiplies what rounding does to the logits
+            most = float(strength.amax() if isinstance(strength, Tensor) else strength)
+            tolerance = TOLERANCE * float(logits.abs().amax()) * (1 + 2 * most)
         conditional, unconditional = logits.chunk(2) if logits.shape[0] > self.batch else (logits, None)
         noise = None if self._streams is None else self._next_noise(logits.shape[1])
         weights, certain = None, None
-        smooth = self.sampling.smooth and noise is not None
-        if tolerance is None and not smooth and not isinstance(strength, Tensor):
-            tokens = guided_sample(conditional, self.sampling, noise, unconditional, strength)
-        else:
+        if self.sampling.smooth and noise is not None:
             logits = conditional if unconditional is None else guide(conditional, unconditional, strength)
-            if smooth:
-                tokens, weights = soften(logits, self.sampling, noise, ratio)
-            else:
-                if tolerance is not None:  # guidance multiplies what rounding does to the logits
-                    tolerance *= 1 + 2 * float(strength.amax() if isinstance(strength, Tensor) else strength)
-                tokens, certain = sample(logits, self.sampling, noise, tolerance)
+            tokens, weights = soften(logits, self.sampling, noise, ratio)
+        elif isinstance(strength, Tensor):
+            logits = conditional if unconditional is None else guide(conditional, unconditional, strength)
+            tokens, certain = sample(logits, self.sampling, noise, tolerance)
+        else:
+            tokens, certain = guided_sample(conditional, self.sampling, noise, unconditional, strength, tolerance)
         if self.known is not None:
             known, forced = (part[:, places].to(self.device) for part in (self.known.tokens, self.known.forced))
             tokens = torch.where(forced, known, tokens)

@@ -17,6 +17,11 @@ __device__ __forceinline__ float number(unsigned key)
     return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
 }
 
+struct Greater {
+    template <class T>
+    __device__ __forceinline__ T operator()(T a, T b) const { return a > b ? a : b; }
+};
+
 // Of all threads' values, by a commutative function; every thread gets the same result.
 template <class T, class Function>
 __device__ __forceinline__ T reduce(T value, unsigned long long* shared, Function combine)
@@ -54,13 +59,16 @@ __device__ __forceinline__ unsigned cut(const unsigned (&keys)[EACH], unsigned l
     return low;
 }
 
-// conditional, unconditional (or null), noise (or null): (rows, codes) -> tokens (rows)
+// conditional, unconditional (or null), noise (or null): (rows, codes) -> tokens (rows), and sure (rows) unless null:
+// whether the token stays when every logit changes by up to half of `tolerance`. Top-p keeps no more than a share `up`
+// and no less than a share `down` of the probability then.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 guided_sample(const float* __restrict__ conditional, const float* __restrict__ unconditional,
-              const float* __restrict__ noise, long long* __restrict__ tokens, int codes, float strength,
-              float temperature, int top_k, float top_p)
+              const float* __restrict__ noise, long long* __restrict__ tokens, bool* __restrict__ sure, int codes,
+              float strength, float temperature, int top_k, float top_p, float tolerance, float up, float down)
 {
     __shared__ unsigned long long shared[WARPS];
+    const Greater greater;
     const size_t row = (size_t)blockIdx.x * codes;
     unsigned keys[EACH];
     unsigned greatest = 0;
@@ -73,13 +81,16 @@ guided_sample(const float* __restrict__ conditional, const float* __restrict__ u
             if (unconditional) z += (z - unconditional[row + code]) * strength;
             keys[j] = ordered(z / temperature);
         }
-        greatest = keys[j] > greatest ? keys[j] : greatest;
+        greatest = greater(keys[j], greatest);
     }
 
+    // The least key that is kept, and how low and how high it may lie within the tolerance.
+    const bool filtered = (top_k > 0 && top_k < codes) || (top_p > 0.f && top_p < 1.f);
     unsigned least = 1;
     if (top_k > 0 && top_k < codes) least = cut(keys, least, (float)top_k, shared, [](unsigned) { return 1.f; });
+    unsigned lowest = least, highest = least;
     if (top_p > 0.f && top_p < 1.f) {
-        greatest = reduce(greatest, shared, [](unsigned a, unsigned b) { return a > b ? a : b; });
+        greatest = reduce(greatest, shared, greater);
         const float top = number(greatest);
         const auto share = [top](unsigned key) { return __expf(number(key) - top); };
         float total = 0.f;
@@ -87,7 +98,34 @@ guided_sample(const float* __restrict__ conditional, const float* __restrict__ u
         for (int j = 0; j < EACH; ++j)
             if (keys[j] >= least) total += share(keys[j]);
         total = reduce(total, shared, [](float a, float b) { return a + b; });
-        least = cut(keys, least, top_p * total, shared, share);
+        const unsigned from = least;
+        least = cut(keys, from, top_p * total, shared, share);
+        if (sure) {
+            lowest = cut(keys, from, up * total, shared, share);
+            highest = min(cut(keys, from, down * total, shared, share), greatest);
+        }
+    }
+    if (sure && filtered) {
+        unsigned kept = 0, last = 0, below = 0;  // complements of the least keys from `highest` and from `lowest` on
+#pragma unroll
+        for (int j = 0; j < EACH; ++j) {
+            if (keys[j] >= highest) kept = greater(kept, ~keys[j]);
+            if (keys[j] >= lowest) last = greater(last, ~keys[j]);
+        }
+        kept = ~reduce(kept, shared, greater);
+        last = ~reduce(last, shared, greater);
+        int equal = 0;
+#pragma unroll
+        for (int j = 0; j < EACH; ++j) {
+            if (keys[j] < kept) below = greater(below, keys[j]);
+            equal += keys[j] == kept;
+        }
+        below = reduce(below, shared, greater);
+        equal = reduce(equal, shared, [](int a, int b) { return a + b; });
+        lowest = ordered(number(last) - tolerance);
+        highest = kept;
+        const bool swaps = equal > 1 || (below && number(kept) - number(below) <= tolerance);
+        if (swaps) highest = ordered(number(kept) + tolerance);
     }
 
     unsigned long long best = 0;  // score above, complement of the code below: a tie goes to the lowest code
@@ -96,9 +134,28 @@ guided_sample(const float* __restrict__ conditional, const float* __restrict__ u
         if (keys[j] >= least) {
             const unsigned code = j * THREADS + threadIdx.x;
             const float score = number(keys[j]) + (noise ? noise[row + code] : 0.f);
-            const unsigned long long packed = (unsigned long long)ordered(score) << 32 | (0xffffffffu - code);
-            best = packed > best ? packed : best;
+            best = greater(best, (unsigned long long)ordered(score) << 32 | (0xffffffffu - code));
         }
-    best = reduce(best, shared, [](unsigned long long a, unsigned long long b) { return a > b ? a : b; });
-    if (threadIdx.x == 0) tokens[blockIdx.x] = 0xffffffffu - (unsigned)best;
+    best = reduce(best, shared, greater);
+    const unsigned token = 0xffffffffu - (unsigned)best;
+    if (threadIdx.x == 0) tokens[blockIdx.x] = token;
+    if (!sure) return;
+
+    // Neither a code that might just be kept nor the loss of one that might just be dropped may change the outcome.
+    unsigned rival = 0, inside = 0;
+#pragma unroll
+    for (int j = 0; j < EACH; ++j) {
+        const unsigned code = j * THREADS + threadIdx.x;
+        if (code == token) inside = keys[j] >= highest;
+        else if (keys[j] >= lowest && keys[j] > 0) {
+            const float score = number(keys[j]) + (noise ? noise[row + code] : 0.f);
+            rival = greater(rival, ordered(score));
+        }
+    }
+    rival = reduce(rival, shared, greater);
+    inside = reduce(inside, shared, greater);
+    if (threadIdx.x == 0) {
+        const float lead = number((unsigned)(best >> 32)) - (rival ? number(rival) : __uint_as_float(0xff800000u));
+        sure[blockIdx.x] = inside && lead > tolerance;
+    }
 }

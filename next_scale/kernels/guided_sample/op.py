@@ -7,7 +7,7 @@ from torch import Tensor
 
 from next_scale.kernels.dispatch import dispatch
 from next_scale.kernels.guided_sample import cuda, reference
-from next_scale.sampling import SamplingOptions, guide, sample
+from next_scale.sampling import Draw, SamplingOptions, guide, sample
 
 
 @torch.no_grad()
@@ -17,8 +17,9 @@ def guided_sample(
     noise: Tensor | None = None,
     unconditional: Tensor | None = None,
     strength: float = 0.0,
+    tolerance: float | None = None,
     implementation: str = "auto",
-) -> Tensor:
+) -> Draw:
     """Draw a token from every row of logits: what :func:`next_scale.sampling.guide` and ``sample`` do, in one step.
 
     A draw is the greatest of logit + Gumbel noise among the codes that top-k and then top-p keep, which is exact in
@@ -31,10 +32,12 @@ def guided_sample(
         noise: (B, n, V) float32, standard Gumbel; not needed at temperature 0.
         unconditional: (B, n, V) for guidance; None is none.
         strength: t of the guided logits (1 + t) conditional - t unconditional.
-        implementation: see :func:`next_scale.kernels.dispatch.dispatch`.
+        tolerance: how close a call must be, in guided logits, for `sure` to be false; None leaves `sure` None.
+        implementation: see :func:`next_scale.kernels.dispatch.dispatch`; the reference has no `sure` and runs in
+            PyTorch where a tolerance is given.
 
     Returns:
-        (B, n) int64.
+        tokens (B, n) int64; sure (B, n) bool or None.
 
     Raises:
         ValueError: no noise at a temperature above 0.
@@ -46,7 +49,10 @@ def guided_sample(
         raise ValueError("drawing at a temperature above 0 needs noise")
     drawn = None if options.greedy else noise
     filters = float(options.temperature), int(options.top_k), float(options.top_p)
-    return _guided_sample(conditional, unconditional, drawn, float(strength), *filters, implementation)
+    tokens, sure = _guided_sample(
+        conditional, unconditional, drawn, float(strength), *filters, tolerance, implementation
+    )
+    return Draw(tokens, None if tolerance is None else sure)
 
 
 @torch.library.custom_op("next_scale::guided_sample", mutates_args=())
@@ -58,25 +64,32 @@ def _guided_sample(
     temperature: float,
     top_k: int,
     top_p: float,
+    tolerance: float | None,
     implementation: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     arguments = (conditional, unconditional, noise, strength, temperature, top_k, top_p)
 
-    def in_torch() -> Tensor:
+    def in_torch() -> Draw:
         options = SamplingOptions(temperature=temperature, top_k=top_k, top_p=top_p)
         logits = conditional if unconditional is None else guide(conditional, unconditional, strength)
-        return sample(logits, options, noise).tokens
+        return sample(logits, options, noise, tolerance)
 
-    return dispatch(
+    def as_defined() -> Draw:
+        return in_torch() if tolerance is not None else Draw(reference.guided_sample(*arguments), None)
+
+    tokens, sure = dispatch(
         "guided_sample",
         implementation,
         lambda: cuda.unable(conditional),
-        cuda=lambda: cuda.guided_sample(*arguments),
+        cuda=lambda: cuda.guided_sample(*arguments, tolerance),
         torch=in_torch,
-        reference=lambda: reference.guided_sample(*arguments),
+        reference=as_defined,
     )
+    return tokens, tokens.new_empty(0, dtype=torch.bool) if sure is None else sure
 
 
 @_guided_sample.register_fake
-def _(conditional, unconditional, noise, strength, temperature, top_k, top_p, implementation) -> Tensor:
-    return conditional.new_empty(conditional.shape[:-1], dtype=torch.int64)
+def _(conditional, unconditional, noise, strength, temperature, top_k, top_p, tolerance, implementation):
+    shape = conditional.shape[:-1]
+    sure = conditional.new_empty(0 if tolerance is None else shape, dtype=torch.bool)
+    return conditional.new_empty(shape, dtype=torch.int64), sure

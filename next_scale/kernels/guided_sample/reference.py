@@ -15,7 +15,7 @@ def guided_sample(
     top_k: int,
     top_p: float,
 ) -> Tensor:
-    """See :func:`next_scale.kernels.guided_sample.op.guided_sample`; logits (..., V) -> (...,) int64."""
+    """See :func:`next_scale.kernels.guided_sample.op.guided_sample`; logits (..., V) -> (...,) int64, tokens alone."""
     z = conditional
     if unconditional is not None:
         z = (1 + strength) * conditional - strength * unconditional

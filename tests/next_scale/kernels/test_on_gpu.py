@@ -24,7 +24,8 @@ def nearest(rows: int, codes: int, channels: int, cosine: bool) -> Callable[[str
 def sampling(tokens: int, codes: int, **options: float) -> Callable[[str], Tensor]:
     logits, others = torch.randn(2, 3, tokens, codes, device="cuda").unbind()
     noise = NoiseStreams(range(3)).gumbel(tokens, codes, "cuda")
-    return lambda implementation: guided_sample(logits, SamplingOptions(**options), noise, others, 1.5, implementation)
+    drawn = SamplingOptions(**options)
+    return lambda implementation: guided_sample(logits, drawn, noise, others, 1.5, implementation=implementation).tokens
 
 
 PROBLEMS = {
