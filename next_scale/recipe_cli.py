@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from next_scale.errors import UserError
+
+# packages whose classes a recipe may name; a recipe from a stranger could otherwise import and call anything
+TRUSTED = ("next_scale", "audio_var", "image_var", "lightning", "torch.optim", "torch.nn", "torchmetrics")
+
+_NOISE = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a (path but|<class 'NoneType'>)")
 
 # the stage's model takes its condition fields from the stage's data
 CONDITION_LINK = ("data.condition_spec", "model.condition_spec")
@@ -43,12 +49,15 @@ def fit(
         preview: class of a callback that shows what is made, the recipe's ``preview``.
         links: (source, target) values that one part of the recipe takes from another once that is built.
 
+    ``--trust`` among the arguments lets the recipe name classes of any package, not of `TRUSTED` alone.
+
     Raises:
         UserError: a value in the recipe or on the command line that cannot work.
     """
     import logging
     import warnings
 
+    from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
 
@@ -61,6 +70,11 @@ def fit(
         "Found .* eval mode",  # the frozen tokenizer, on purpose
     ):
         warnings.filterwarnings("ignore", message)
+
+    if "--trust" in arguments:
+        arguments = [argument for argument in arguments if argument != "--trust"]
+    else:
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(TRUSTED))
 
     class RecipeCLI(LightningCLI):
         def parse_arguments(self, parser, args) -> None:
@@ -83,14 +97,29 @@ def fit(
             for source, target in links:
                 parser.link_arguments(source, target, apply_on="instantiate")
 
-    RecipeCLI(
-        module,
-        data,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": program},
-        args=["fit", *arguments],
-    )
+    try:
+        RecipeCLI(
+            module,
+            data,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": program, "exit_on_error": False, "fit": {"exit_on_error": False}},
+            args=["fit", *arguments],
+        )
+    except ArgumentError as error:
+        raise UserError(_one_line(str(error))) from error
+
+
+def _one_line(message: str) -> str:
+    """What jsonargparse says of a mistake, without the list of all that would have been right."""
+    denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
+    if denied:
+        return (
+            f"the recipe names {denied[1]}, which was not imported: it is of none of the packages "
+            f"{', '.join(TRUSTED)}; add --trust if you trust the recipe"
+        )
+    lines = [line.strip(" -") for line in message.splitlines()]
+    return " ".join(line for line in lines if line and not _NOISE.match(line))
 
 
 def _check_resumable(path: str | None) -> None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from next_scale.recipe_cli import CONDITION_LINK, fit, run_stage
 
 USAGE = """usage: image-var fit {tokenizer,next-scale,evaluator} --config RECIPE.yaml [--trainer.OPTION VALUE ...]
-                     [--ckpt_path FILE]
+                     [--ckpt_path FILE] [--trust]
 
 Train one of the two stages of a model, or the judge of its report, from a recipe. Every value in the recipe, and every
-option of Lightning's Trainer, can be set on the command line after it.
+option of Lightning's Trainer, can be set on the command line after it. A recipe may name classes of this project,
+lightning, torch.optim, torch.nn and torchmetrics; of anything else only with --trust, for importing it runs it.
 
   tokenizer    images -> token pyramids: autoencoder and multi-scale quantizer
   next-scale   token pyramids: the transformer that generates them, on a trained tokenizer

@@ -1,5 +1,8 @@
 """`image-var fit` as a user runs it, from the recipes at reduced size: one process, resuming, both stages, mistakes."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ from next_scale.metrics import codebook_usage
 from recipes.check_debug import losses
 
 ROOT = Path(__file__).parents[2]
+DEBUG = "recipes/image_fashion/tokenizer_debug.yaml"
 QUIET = ["--trainer.enable_progress_bar", "false", "--trainer.enable_model_summary", "false"]
 SHORT = ["--data.batch_size", "8", "--trainer.limit_val_batches", "1", "--trainer.log_every_n_steps", "1", *QUIET]
 TINY = [*SHORT, "--model.start_samples", "64", "--model.quantize_after", "2", "--trainer.val_check_interval", "2"]
@@ -135,6 +139,9 @@ def test_adversarial_recipe_at_reduced_size(folder):
         ("tokenizer", "tokenizer_debug", ["--data.data", "nowhere"], "nowhere"),
         ("tokenizer", "tokenizer_debug", ["--model.objective.init_args.perceptual", "1"], "perceptual_weights"),
         ("tokenizer", "tokenizer_adversarial", ["--trainer.gradient_clip_val", "1"], "model.clip"),
+        ("tokenizer", "tokenizer_debug", ["--model.lr", "fast"], "float"),
+        ("tokenizer", "tokenizer_debug", ["--model.learning", "1"], "model.learning"),
+        ("tokenizer", "tokenizer_debug", ["--trainer.logger", "os.system"], "add --trust"),
         ("next-scale", "next_scale_debug", [], "no checkpoint at runs/image_fashion_debug/tokenizer"),
     ],
 )
@@ -142,6 +149,29 @@ def test_mistakes_are_told_in_one_line(folder, capfd, stage, recipe, options, me
     assert fit(stage, recipe, *QUIET, *options) == 2
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("image-var:")]
     assert len(told) == 1 and message in told[0]
+
+
+def test_recipes_import_nothing_of_strangers(folder, capfd):
+    """Importing a module runs it: classes of other packages than the recipes' own need the user's word."""
+    (folder / "stranger.py").write_text("open('ran', 'w').close()\nfrom lightning.pytorch.callbacks import *\n")
+    (folder / "recipe.yaml").write_text("trainer: {callbacks: [{class_path: stranger.Timer}], max_steps: 0}\n")
+    command = [
+        sys.executable,
+        "-m",
+        "image_var",
+        "fit",
+        "tokenizer",
+        "--config",
+        ROOT / DEBUG,
+        "--config",
+        "recipe.yaml",
+    ]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(folder)])}
+    refused = subprocess.run([*command], env=paths, capture_output=True, text=True)
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
+    assert "stranger.Timer, which was not imported" in refused.stderr and not (folder / "ran").exists()
+    subprocess.run([*command, "--trust", "--data.data", "nowhere"], env=paths, capture_output=True)
+    assert (folder / "ran").exists()
 
 
 @pytest.mark.parametrize("arguments, code", [([], 2), (["--help"], 0), (["nothing"], 2)])
