@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
+from next_scale.exact import TrainingLoader
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +50,7 @@ class SampleDataModule(lightning.LightningDataModule):
         return self._datasets[split]
 
     def train_dataloader(self) -> DataLoader:
-        dataset = self.dataset("train")
-        # The generator also seeds what is random in each worker, anew each epoch.
-        generator = torch.Generator().manual_seed(self.seed)
-        drop_last = len(dataset) >= self.batch_size  # equal batches, but never none
-        return self._loader(dataset, shuffle=True, drop_last=drop_last, generator=generator)
+        return TrainingLoader(self.dataset("train"), self.batch_size, self.seed, **self._reading())
 
     def val_dataloader(self) -> DataLoader | list:
         return self._held_out("validation")
@@ -63,19 +60,22 @@ class SampleDataModule(lightning.LightningDataModule):
 
     def _held_out(self, split: str) -> DataLoader | list:
         try:
-            return self._loader(self.dataset(split), shuffle=False)
+            return self._loader(self.dataset(split))
         except UserError as error:
             # A small folder may leave a held-out split empty: that is no reason not to train on it.
             self.dataset("train")
             logger.warning("no %s data: %s", split, error)
             return []
 
-    def _loader(self, dataset: Dataset, **options) -> DataLoader:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
+    def _loader(self, dataset: Dataset) -> DataLoader:
+        # a generator of its own: from the global one it would draw as often as its workers are started
+        return DataLoader(dataset, self.batch_size, generator=torch.Generator(), **self._reading())
+
+    def _reading(self) -> dict:
+        """Options of loaders."""
+        workers = self.num_workers
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }

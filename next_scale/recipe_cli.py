@@ -61,6 +61,7 @@ def fit(
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
 
+    from next_scale.exact import RandomState
     from next_scale.training import ExponentialAverage, Export
 
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
@@ -90,10 +91,12 @@ def fit(
             parser.add_lightning_class_args(preview, "preview")
             parser.add_lightning_class_args(Export, "export")
             parser.add_lightning_class_args(ExponentialAverage, "average")
+            parser.add_lightning_class_args(RandomState, "random_state")
             parser.add_lightning_class_args(LearningRateMonitor, "lr_monitor")
             parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-            # last.ckpt is always the newest, also where an earlier training left one
-            parser.set_defaults({"checkpoint.save_last": True, "checkpoint.enable_version_counter": False})
+            # last.ckpt is always the newest, also where an earlier training left one, or one is asked to stop
+            defaults = {"save_last": True, "save_on_exception": True, "enable_version_counter": False}
+            parser.set_defaults({f"checkpoint.{name}": value for name, value in defaults.items()})
             for source, target in links:
                 parser.link_arguments(source, target, apply_on="instantiate")
 

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from next_scale.checkpoint import from_pretrained
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
+from next_scale.exact import TrainingLoader
 from next_scale.model import fingerprint, tokenizer_of
 from next_scale.tokenizer import Tokenizer
 
@@ -173,15 +174,11 @@ class TokenDataModule(L.LightningDataModule):
         return TokenSet(folder, self.latents) if folder.is_dir() else None
 
     def train_dataloader(self) -> DataLoader:
-        tokens = self._set("train")
-        generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(
-            tokens, self.batch_size, shuffle=True, drop_last=len(tokens) >= self.batch_size, generator=generator
-        )
+        return TrainingLoader(self._set("train"), self.batch_size, self.seed)
 
     def _held_out(self, split: str) -> DataLoader | list:
         tokens = self._set(split)
-        return [] if tokens is None else DataLoader(tokens, self.batch_size)
+        return [] if tokens is None else DataLoader(tokens, self.batch_size, generator=torch.Generator())
 
     def val_dataloader(self) -> DataLoader | list:
         return self._held_out("validation")

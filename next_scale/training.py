@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from next_scale.checkpoint import from_pretrained, save_pretrained
 from next_scale.errors import UserError, first_line
+from next_scale.exact import TrainingLoader
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import AnyLength, predictor_class
 from next_scale.quantizer import MultiScaleQuantizer
@@ -185,7 +186,8 @@ class TokenizerModule(ScheduledModule):
         self.tokenizer.eval()
         own = self.trainer.train_dataloader
         # a loader of its own: the trainer's is in the middle of an epoch, and its workers may be kept
-        loader = DataLoader(own.dataset, own.batch_size or 1, shuffle=True, collate_fn=own.collate_fn)
+        dataset = own.samples if isinstance(own, TrainingLoader) else own.dataset
+        loader = DataLoader(dataset, own.batch_size or 1, shuffle=True, collate_fn=own.collate_fn)
         while seen < samples:
             for batch in loader:
                 latents.append(self.tokenizer.autoencoder.encode(batch["sample"].to(self.device)))

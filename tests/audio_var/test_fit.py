@@ -86,6 +86,21 @@ def test_both_stages_and_their_previews(folder):
     assert (model.sampling.cfg, model.sampling.top_k) == (1.5, 32)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_training_ends_with_the_same_weights(folder, workers):
+    """Stopped after 5 of 8 steps, in the middle of an epoch of random crops: weights, average, optimizer and codes."""
+    kept = ["--checkpoint.filename", "{step}", "--checkpoint.every_n_train_steps", 1, "--checkpoint.save_top_k", -1]
+    steps = ["--trainer.max_steps", 8, "--data.num_workers", workers, "--trainer.val_check_interval", 3]
+    assert fit("tokenizer", "tokenizer_debug", *TINY, *kept, *steps) == 0
+    whole = state(folder, "step=8")
+    left = folder / "left.ckpt"
+    (folder / "runs/audio_notes_debug/tokenizer/checkpoints/step=5.ckpt").rename(left)
+    assert fit("tokenizer", "tokenizer_debug", *TINY, *kept, *steps, "--ckpt_path", left) == 0
+    resumed = state(folder, "step=8")
+    for name in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "codebook_usage"):
+        torch.testing.assert_close(resumed[name], whole[name], rtol=0, atol=0)
+
+
 def test_adversarial_recipe_at_reduced_size(folder):
     """recipes/audio_notes/tokenizer_seanet.yaml parses and trains both sides."""
     small = ["--model.autoencoder.init_args.n_filters", 2, "--model.objective.init_args.discriminator_filters", 2]
