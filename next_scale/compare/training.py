@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from next_scale.exact import RandomState
 from next_scale.training import ExponentialAverage
 
 _KEPT_EVERY = 100  # steps
@@ -32,7 +33,9 @@ def trainer_for(
                     ".*not resumable.*", ".*deprecated in favor.*", ".*shuffling enabled.*"):  # fmt: skip
         warnings.filterwarnings("ignore", message)
     checkpoints = folder / "checkpoints"
-    keep = ModelCheckpoint(dirpath=checkpoints, save_last=True, save_top_k=0, every_n_train_steps=_KEPT_EVERY)
+    keep = ModelCheckpoint(
+        dirpath=checkpoints, save_last=True, save_top_k=0, every_n_train_steps=_KEPT_EVERY, save_on_exception=True
+    )
     trainer = L.Trainer(
         max_steps=steps,
         accelerator=accelerator,
@@ -45,7 +48,7 @@ def trainer_for(
         check_val_every_n_epoch=None,
         val_check_interval=max(1, steps // (validations or 1)),
         limit_val_batches=8 if validations else 0,
-        callbacks=[*callbacks, ExponentialAverage(average), keep],
+        callbacks=[*callbacks, RandomState(), ExponentialAverage(average), keep],
     )
     last = checkpoints / "last.ckpt"
     return trainer, str(last) if last.is_file() else None
