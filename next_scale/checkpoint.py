@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from next_scale.errors import UserError, first_line
+from next_scale.hub import hub_file
 from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import predictor_class
@@ -78,7 +79,7 @@ def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: tor
 
 
 def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> Tokenizer | Generator:
-    """Load a model from a checkpoint folder, a ``.safetensors`` file, or the id of a Hugging Face hub repository.
+    """Load a model from a checkpoint folder, a ``.safetensors`` file, or the hub: ``owner/name`` or ``owner/name@revision``.
 
     Raises:
         UserError: nothing there, not a checkpoint of ours, truncated, or weights that do not fit the configuration.
@@ -117,13 +118,7 @@ def _locate(source: str | Path) -> Path:
     local = text.startswith((".", "/")) or path.parent.is_dir() or path.suffix in _SUFFIXES
     if text.count("/") != 1 or local:
         raise UserError(f"no checkpoint at {source}; give a folder, a .safetensors file, or a hub id like owner/name")
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        return Path(hf_hub_download(text, WEIGHTS))
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        raise UserError(f"no folder {source} here, and the hub did not give it: {first_line(error)}") from error
+    return hub_file(text, WEIGHTS)
 
 
 def _read(path: Path, tensors: bool = True) -> tuple[dict, dict[str, Tensor]]:

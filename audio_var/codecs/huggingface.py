@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from audio_var.codecs.pretrained import Levels, PretrainedCodec, built, factorized_levels
-from audio_var.codecs.weights import hub_file, need, read_json
+from audio_var.codecs.weights import need, read_json
 from next_scale.errors import UserError, first_line
+from next_scale.hub import hub_file
 
 MODELS = {"encodec": "EncodecModel", "dac": "DacModel", "mimi": "MimiModel"}
 

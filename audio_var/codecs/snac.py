@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from audio_var.codecs.pretrained import PretrainedCodec, built, factorized_levels
-from audio_var.codecs.weights import fill, hub_file, need, read_json, read_state
+from audio_var.codecs.weights import fill, need, read_json, read_state
 from next_scale.errors import UserError
+from next_scale.hub import hub_file
 
 HUB = {name: f"hubertsiuzdak/snac_{name}" for name in ("24khz", "32khz", "44khz")}
 _WEIGHTS = "pytorch_model.bin"

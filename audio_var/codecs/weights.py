@@ -24,21 +24,6 @@ def need(module: str, package: str) -> ModuleType:
         raise UserError(f"this codec needs the package {package} ({error}): pip install {package}") from error
 
 
-def hub_file(repository: str, name: str) -> Path:
-    """A file of a Hugging Face repository, from the local cache or the network.
-
-    Raises:
-        UserError: the hub cannot be reached or has no such file.
-    """
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repository, name))
-    except Exception as error:  # whatever the network and its libraries raise
-        cause = f"there is no folder {repository} here, and the hub did not give its {name}"
-        raise UserError(f"{cause} ({first_line(error)}): download it elsewhere and name its folder") from error
-
-
 def read_json(path: str | Path) -> dict:
     """A JSON object. Raises UserError where the file holds none."""
     try:
