@@ -79,7 +79,7 @@ def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: tor
 
 
 def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> Tokenizer | Generator:
-    """Load a model from a checkpoint folder, a ``.safetensors`` file, or the hub: ``owner/name`` or ``owner/name@revision``.
+    """Load a model from a folder, a ``.safetensors`` file, or the hub: ``owner/name`` or ``owner/name@revision``.
 
     Raises:
         UserError: nothing there, not a checkpoint of ours, truncated, or weights that do not fit the configuration.
