@@ -1,0 +1,165 @@
+"""Kill trainings and generations at random moments, resume them, and fail unless they end as those left alone do.
+
+python -m recipes.check_kills [--kills 20] [--seed 0]
+
+Trains a tokenizer and, on the tokens it makes, a predictor, and generates clips: once undisturbed, and once with
+SIGKILL, as a full memory sends it. After every kill all files must be whole; in the end weights, averages, optimizers
+and clips must be those of the undisturbed run, bit for bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+
+from next_scale.cli import whole_number
+
+ROOT = Path(__file__).parents[1]
+SMALL = (
+    "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.limit_val_batches 1 "
+    "--checkpoint.every_n_train_steps 2 --trainer.val_check_interval 5 --trainer.max_steps 16"
+)
+RUNS = Path("runs/audio_notes_debug")
+console = Console(stderr=True, highlight=False)
+
+
+class Stage(NamedTuple):
+    """A command, the checkpoint that it goes on from when it is run again, and where it writes."""
+
+    name: str
+    command: str
+    checkpoint: Path | None
+    out: Path
+
+
+STAGES = (
+    Stage(
+        "tokenizer",
+        "fit tokenizer --config recipes/audio_notes/tokenizer_debug.yaml --data.batch_size 4 --model.quantize_after 4 "
+        f"--model.start_samples 16 --model.settle_at 11 --model.settle_samples 16 {SMALL}",
+        RUNS / "tokenizer/checkpoints/last.ckpt",
+        RUNS / "tokenizer",
+    ),
+    Stage(
+        "tokens and predictor",
+        f"fit next-scale --config recipes/audio_notes/next_scale_debug.yaml --data.batch_size 4 {SMALL}",
+        RUNS / "next_scale/checkpoints/last.ckpt",
+        RUNS / "next_scale",
+    ),
+    Stage(
+        "generation",
+        f"generate --checkpoint {RUNS / 'next_scale'} --label flute brass --count 3 --seed 5 --out clips",
+        None,
+        Path("clips"),
+    ),
+)
+
+
+def start(stage: Stage, folder: Path) -> subprocess.Popen:
+    """Begin a stage, or go on with it, in a group of processes of its own."""
+    command = [sys.executable, "-m", "audio_var", *stage.command.split()]
+    if stage.checkpoint is not None and (folder / stage.checkpoint).is_file():
+        command += ["--ckpt_path", str(stage.checkpoint)]
+    log = (folder / "log.txt").open("ab")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+
+def finish(stage: Stage, folder: Path) -> float:
+    """Run a stage to its end; returns the seconds it took."""
+    began = time.monotonic()
+    if start(stage, folder).wait():
+        raise SystemExit(f"{stage.name} failed:\n{(folder / 'log.txt').read_text()[-2000:]}")
+    return time.monotonic() - began
+
+
+def disturb(stage: Stage, folder: Path, moment: float) -> str:
+    """Kill a stage so many seconds after its start; returns what that left behind, and raises where that is damaged."""
+    process = start(stage, folder)
+    try:
+        process.wait(moment)
+        return "was done already" if process.returncode == 0 else f"failed with exit code {process.returncode}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    files = [path for path in (folder / stage.out).rglob("*") if path.is_file()]
+    whole = [read(path) for path in files + list((folder / RUNS / "tokens").rglob("*.npy"))]
+    step = ""
+    if stage.checkpoint is not None and (folder / stage.checkpoint).is_file():
+        step = f", at step {torch.load(folder / stage.checkpoint, weights_only=True)['global_step']}"
+    return f"killed after {moment:.1f} s: {sum(whole)} files, all whole{step}"
+
+
+def read(path: Path) -> bool:
+    """Whether this is a file that must be whole; raises where it is not."""
+    if any(part.startswith(".") for part in path.parts[-3:]):  # what was under way, under another name
+        return False
+    readers = {".ckpt": lambda p: torch.load(p, weights_only=True), ".safetensors": load_file, ".wav": soundfile.read,
+               ".npy": lambda p: np.load(p, allow_pickle=False)}  # fmt: skip
+    if path.suffix not in readers:
+        return False
+    readers[path.suffix](path)
+    return True
+
+
+def same(stage: Stage, left_alone: Path, killed: Path) -> bool:
+    """Whether a stage ended alike in two folders."""
+    if stage.checkpoint is None:
+        clips = sorted(path.name for path in (left_alone / stage.out).iterdir())
+        return clips == sorted(path.name for path in (killed / stage.out).iterdir()) and all(
+            (left_alone / stage.out / clip).read_bytes() == (killed / stage.out / clip).read_bytes() for clip in clips
+        )
+    a, b = (torch.load(folder / stage.checkpoint, weights_only=True) for folder in (left_alone, killed))
+    names = {"state_dict", "current_model_state", "averaging_state", "optimizer_states", "codebook_usage"} & set(a)
+    try:
+        torch.testing.assert_close({n: a[n] for n in names}, {n: b[n] for n in names}, rtol=0, atol=0)
+    except AssertionError as error:
+        console.print(str(error))
+        return False
+    return a["global_step"] == b["global_step"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 1 where anything is lost, damaged or different."""
+    parser = argparse.ArgumentParser(prog="python -m recipes.check_kills", description=__doc__)
+    parser.add_argument("--kills", type=whole_number(1), default=20, metavar="N", help="in all (default: 20)")
+    parser.add_argument("--seed", type=whole_number(0), default=0, metavar="N", help="of the moments (default: 0)")
+    args = parser.parse_args(argv)
+    moments = random.Random(args.seed)
+    good = True
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = [Path(scratch, name) for name in ("left_alone", "killed")]
+        for folder in folders:
+            folder.mkdir()
+            for name in ("recipes", "samples"):
+                (folder / name).symlink_to(ROOT / name)
+        for i, stage in enumerate(STAGES):
+            seconds = finish(stage, folders[0])
+            kills = args.kills // len(STAGES) + (i < args.kills % len(STAGES))
+            for _ in range(kills):
+                told = disturb(stage, folders[1], moments.uniform(0.3, 1.0) * seconds)
+                console.print(f"{stage.name}: {told}")
+                good &= "failed" not in told
+            finish(stage, folders[1])
+            alike = same(stage, *folders)
+            good &= alike
+            print(f"{stage.name}: {kills} kills, {'the same' if alike else 'NOT THE SAME'} in the end")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
