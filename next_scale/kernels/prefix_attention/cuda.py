@@ -22,14 +22,15 @@ _NONE = c_ulonglong(0)  # a null pointer
 
 def source(width: int, dtype: torch.dtype) -> Source:
     """The kernels for heads of so many channels, with tiles that neither spill nor need more than 48 KiB."""
-    size = width * _PARTS[dtype]  # words of a row and its like in registers
+    size = width * _PARTS[dtype]  # bfloat16 numbers of a row
     macros = {
         "WIDTH": width,
         "PARTS": _PARTS[dtype],
         "WARPS": _WARPS,
         "FORWARD_KEYS": 64 if size <= 128 else 32,
-        "BACKWARD_COLUMNS": 32 if size <= 128 else 16,
+        "BACKWARD_COLUMNS": 32,
         "TOGETHER": int(size <= 64),
+        "RELOAD": int(size > 128),
     }
     return Source(Path(__file__).with_name("kernel.cu"), tuple(macros.items()))
 

@@ -1,7 +1,7 @@
 // Attention in which query i sees the keys [0, visible_end[i]), forward and backward, without a matrix of queries times
 // keys: flash attention (arXiv 2205.14135, 2307.08691) whose loop over keys ends where the block's last query does.
 //
-// A block has ROWS rows of one head, 16 a warp, which stay in registers as left operands of tensor-core products; tiles
+// A block has ROWS rows of one head, 16 a warp, in registers as left operands of tensor-core products; tiles
 // of the other side's rows pass through shared memory as right operands. Forward and gradient of q: rows are queries,
 // columns keys. Gradients of k and v: the other way round, so that no two blocks add to the same number.
 //
@@ -9,7 +9,8 @@
 //
 // Macros: WIDTH (channels of a head, a multiple of 16), PARTS (bfloat16 numbers that stand for one: 1 for bfloat16; 2
 // for float32, without the product of the two low ones), WARPS, FORWARD_KEYS and BACKWARD_COLUMNS (of a tile), TOGETHER
-// (1: one launch finds the gradients of k and of v). Needs no header but those beside it.
+// (1: one launch finds the gradients of k and of v), RELOAD (1: rows of the backward pass are too wide to stay in
+// registers, and are read again for every tile). Needs no header but those beside it.
 //
 // Rows of q, k, v and their like: (B, n, H, WIDTH), n queries or keys. Of each row one number: (B, n, H).
 #include "fragments.cuh"
@@ -60,13 +61,21 @@ __device__ __forceinline__ float to_unit(const float* squares, size_t row)
     return squares ? 1.f / fmaxf(sqrtf(squares[row]), 1e-12f) : 1.f;
 }
 
-// The warp's 16 rows. Those beyond the last are the last again; nobody stores what comes of them.
-__device__ __forceinline__ void load_rows(Rows& rows, const Pair* from, const Head& head, int first, int last)
+// The two rows of this thread among the block's, g and g + 8 of its warp's. Those beyond the last are the last again:
+// what comes of them is the same, and is stored again.
+__device__ __forceinline__ void place_rows(int (&row)[2], int block_row, int rows)
 {
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+        row[half] = min(block_row + (int)(threadIdx.x >> 5) * 16 + half * 8 + (int)(threadIdx.x & 31) / 4, rows - 1);
+}
+
+__device__ __forceinline__ void load_rows(Rows& rows, const Pair* from, const size_t (&at)[2])
+{
+    const int t = threadIdx.x & 3;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const Pair* row = from + head.at(min(first + half * 8 + g, last)) * WORDS;
+        const Pair* row = from + at[half] * WORDS;
 #pragma unroll
         for (int k = 0; k < STEPS; ++k)
 #pragma unroll
@@ -157,11 +166,16 @@ __device__ __forceinline__ void gather(float (&sum)[WIDTH / 8][4], const float (
 }
 
 // Over the four threads that share a row.
+__device__ __forceinline__ float highest_of_row(float x)
+{
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
 __device__ __forceinline__ float sum_of_row(float x)
 {
     x += __shfl_xor_sync(0xffffffffu, x, 1);
-    x += __shfl_xor_sync(0xffffffffu, x, 2);
-    return x;
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
 // One warp a row: a (rows, WIDTH), b (rows, WIDTH) -> their products' sums (rows)
@@ -192,23 +206,23 @@ attend(const Pair* __restrict__ q, const Pair* __restrict__ k, const Pair* __res
     constexpr int N = FORWARD_KEYS;
     __shared__ __align__(16) Tile<N> key_tile, value_tile;
     __shared__ float key_factors[N];
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int t = threadIdx.x & 3;
     const int all = batch * heads, b = blockIdx.x % all / heads, h = blockIdx.x % heads;
-    const int block_row = (gridDim.x / all - 1 - blockIdx.x / all) * ROWS;  // the longest rows start first
-    const int first_row = block_row + (threadIdx.x >> 5) * 16;
+    const int block_row = (gridDim.x / all - 1 - blockIdx.x / all) * ROWS;  // the longest loops start first
     const Head query_head(b, h, heads, length), key_head(b, h, heads, keys);
     const int least = visible_end[block_row], most = visible_end[min(block_row + ROWS, length) - 1];
 
+    int row[2], end[2];
+    place_rows(row, block_row, length);
+    const size_t at[2] = {query_head.at(row[0]), query_head.at(row[1])};
     Rows queries;
-    load_rows(queries, q, query_head, first_row, length - 1);
+    load_rows(queries, q, at);
     float sum[WIDTH / 8][4] = {};
     float factor[2], top[2], total[2];
-    int end[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = min(first_row + half * 8 + g, length - 1);
-        factor[half] = scale * (head_scale ? head_scale[h] : 1.f) * to_unit(q_squares, query_head.at(row));
-        end[half] = visible_end[row];
+        factor[half] = scale * (head_scale ? head_scale[h] : 1.f) * to_unit(q_squares, at[half]);
+        end[half] = visible_end[row[half]];
         top[half] = -infinity();
         total[half] = 0.f;
     }
@@ -237,8 +251,7 @@ attend(const Pair* __restrict__ q, const Pair* __restrict__ k, const Pair* __res
         float shrink[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            highest[half] = fmaxf(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 1));
-            highest[half] = fmaxf(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 2));
+            highest[half] = highest_of_row(highest[half]);
             shrink[half] = __expf(top[half] - highest[half]);  // every query sees key 0: the highest is a number
             top[half] = highest[half];
             total[half] *= shrink[half];
@@ -259,16 +272,12 @@ attend(const Pair* __restrict__ q, const Pair* __restrict__ k, const Pair* __res
 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first_row + half * 8 + g;
         total[half] = sum_of_row(total[half]);
-        if (row < length) {
-            const float share = 1.f / total[half];
+        const float share = 1.f / total[half];
 #pragma unroll
-            for (int c = 0; c < WIDTH / 8; ++c)
-                out[query_head.at(row) * WORDS + c * 4 + t] =
-                    pair(sum[c][half * 2] * share, sum[c][half * 2 + 1] * share);
-            if (t == 0) log_sums[query_head.at(row)] = top[half] + __logf(total[half]);
-        }
+        for (int c = 0; c < WIDTH / 8; ++c)
+            out[at[half] * WORDS + c * 4 + t] = pair(sum[c][half * 2] * share, sum[c][half * 2 + 1] * share);
+        if (t == 0) log_sums[at[half]] = top[half] + __logf(total[half]);
     }
 }
 
@@ -297,31 +306,31 @@ template <bool QUERIES, bool FACTORS, bool VALUES>
 __device__ __forceinline__ void gradients(Columns& columns, PARAMETERS)
 {
     constexpr int N = BACKWARD_COLUMNS;
-    const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+    const int t = threadIdx.x & 3;
     const int all = batch * heads, b = blockIdx.x % all / heads, h = blockIdx.x % heads;
     const int tile = blockIdx.x / all;
     // the longest loops start first: those of the last queries and of the first keys
     const int block_row = (QUERIES ? gridDim.x / all - 1 - tile : tile) * ROWS;
-    const int first_row = block_row + (threadIdx.x >> 5) * 16;
     const int rows = QUERIES ? length : keys;
     const Head row_head(b, h, heads, rows), column_head(b, h, heads, QUERIES ? keys : length);
     const float* row_squares = QUERIES ? q_squares : k_squares;
     const float* column_squares = QUERIES ? k_squares : q_squares;
     const float head_factor = scale * (head_scale ? head_scale[h] : 1.f);
 
+    int row[2], end[2];
+    place_rows(row, block_row, rows);
+    const size_t at[2] = {row_head.at(row[0]), row_head.at(row[1])};
     Rows factors, values;
-    load_rows(factors, QUERIES ? q : k, row_head, first_row, rows - 1);
-    if (FACTORS) load_rows(values, QUERIES ? grad : v, row_head, first_row, rows - 1);
+    if (!RELOAD) load_rows(factors, QUERIES ? q : k, at);
+    if (FACTORS && !RELOAD) load_rows(values, QUERIES ? grad : v, at);
     float unit[2], log_sum[2], delta[2];
-    int end[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = min(first_row + half * 8 + g, rows - 1);
-        unit[half] = to_unit(row_squares, row_head.at(row));
+        unit[half] = to_unit(row_squares, at[half]);
         if (QUERIES) {
-            end[half] = visible_end[row];
-            log_sum[half] = log_sums[row_head.at(row)];
-            delta[half] = deltas[row_head.at(row)];
+            end[half] = visible_end[row[half]];
+            log_sum[half] = log_sums[at[half]];
+            delta[half] = deltas[at[half]];
         }
     }
     int begin = 0, stop = length;
@@ -356,6 +365,7 @@ __device__ __forceinline__ void gradients(Columns& columns, PARAMETERS)
         __syncthreads();
 
         float weights[N / 8][4];
+        if (RELOAD) load_rows(factors, QUERIES ? q : k, at);
         products(weights, factors, columns.factors);
         const bool whole = QUERIES ? first_column + N <= visible_end[block_row]
                                    : block_row + ROWS <= visible_end[first_column];
@@ -365,13 +375,14 @@ __device__ __forceinline__ void gradients(Columns& columns, PARAMETERS)
             for (int i = 0; i < 4; ++i) {
                 const int column = n * 8 + t * 2 + (i & 1), half = i >> 1;
                 const bool seen = whole || (QUERIES ? first_column + column < end[half]
-                                                    : first_row + half * 8 + g < columns.ends[column]);
+                                                    : row[half] < columns.ends[column]);
                 const float exponent = weights[n][i] * (head_factor * unit[half] * columns.to_units[column]);
                 weights[n][i] = seen ? __expf(exponent - (QUERIES ? log_sum[half] : columns.log_sums[column])) : 0.f;
             }
         if (VALUES) gather(value_sum, weights, columns.values);
         if (FACTORS) {
             float slopes[N / 8][4];
+            if (RELOAD) load_rows(values, QUERIES ? grad : v, at);
             products(slopes, values, columns.values);
 #pragma unroll
             for (int n = 0; n < N / 8; ++n)
@@ -387,34 +398,32 @@ __device__ __forceinline__ void gradients(Columns& columns, PARAMETERS)
 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-        const int row = first_row + half * 8 + g;
-        const size_t at = row_head.at(min(row, rows - 1));
-        if (VALUES && row < rows)
+        const size_t from = at[half] * WORDS + t;
+        if (VALUES)
 #pragma unroll
             for (int c = 0; c < WIDTH / 8; ++c)
-                of_v[at * WORDS + c * 4 + t] = pair(value_sum[c][half * 2], value_sum[c][half * 2 + 1]);
+                of_v[from + c * 4] = pair(value_sum[c][half * 2], value_sum[c][half * 2 + 1]);
         if (FACTORS) {
-            // of the row at unit length, u: the gradient less its part along u, over the row's length
-            const Pair* from = (QUERIES ? q : k) + at * WORDS + t;
+            // of the row at unit length: the gradient less its part along that, over the row's length
+            const Pair* x = (QUERIES ? q : k) + from;
+            Pair* to = (QUERIES ? of_q : of_k) + from;
             float along = 0.f;
             if (row_squares) {
 #pragma unroll
                 for (int c = 0; c < WIDTH / 8; ++c) {
-                    const float2 x = numbers(from[c * 4]);
-                    along += x.x * factor_sum[c][half * 2] + x.y * factor_sum[c][half * 2 + 1];
+                    const float2 two = numbers(x[c * 4]);
+                    along += two.x * factor_sum[c][half * 2] + two.y * factor_sum[c][half * 2 + 1];
                 }
                 along = sum_of_row(along) * unit[half];
-                if (QUERIES && t == 0 && row < rows) of_head_scale[at] = scale * along;
+                if (QUERIES && t == 0) of_head_scale[at[half]] = scale * along;
             }
             const float outer = head_factor * unit[half], inner = along * unit[half];
-            if (row < rows)
 #pragma unroll
-                for (int c = 0; c < WIDTH / 8; ++c) {
-                    const float2 x = numbers(from[c * 4]);
-                    (QUERIES ? of_q : of_k)[at * WORDS + c * 4 + t] =
-                        pair(outer * (factor_sum[c][half * 2] - inner * x.x),
-                             outer * (factor_sum[c][half * 2 + 1] - inner * x.y));
-                }
+            for (int c = 0; c < WIDTH / 8; ++c) {
+                const float2 two = numbers(x[c * 4]);
+                to[c * 4] = pair(outer * (factor_sum[c][half * 2] - inner * two.x),
+                                 outer * (factor_sum[c][half * 2 + 1] - inner * two.y));
+            }
         }
     }
 }
