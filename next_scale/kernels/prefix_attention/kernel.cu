@@ -1,15 +1,15 @@
 // Attention in which query i sees the keys [0, visible_end[i]), forward and backward, without a matrix of queries times
 // keys: flash attention (arXiv 2205.14135, 2307.08691) whose loop over keys ends where the block's last query does.
 //
-// A block has ROWS rows of one head, 16 a warp, in registers as left operands of tensor-core products; tiles
-// of the other side's rows pass through shared memory as right operands. Forward and gradient of q: rows are queries,
-// columns keys. Gradients of k and v: the other way round, so that no two blocks add to the same number.
+// A block has ROWS rows of one head, 16 a warp, in registers as left operands of tensor-core products; tiles of the
+// other side's rows pass through shared memory as right operands. Forward and gradient of q: rows are queries, columns
+// keys. Gradients of k and v: the other way round, so that no two blocks add to the same number.
 //
 // With `head_scale`, q and k are taken at unit length: a weight's exponent, not its operands, is divided by both norms.
 //
 // Macros: WIDTH (channels of a head, a multiple of 16), PARTS (bfloat16 numbers that stand for one: 1 for bfloat16; 2
 // for float32, without the product of the two low ones), WARPS, FORWARD_KEYS and BACKWARD_COLUMNS (of a tile), TOGETHER
-// (1: one launch finds the gradients of k and of v), RELOAD (1: rows of the backward pass are too wide to stay in
+// (1: one launch finds the gradients of k and v), RELOAD (1: rows of the backward pass are too wide to stay in
 // registers, and are read again for every tile). Needs no header but those beside it.
 //
 // Rows of q, k, v and their like: (B, n, H, WIDTH), n queries or keys. Of each row one number: (B, n, H).
@@ -135,7 +135,8 @@ __device__ __forceinline__ void products(float (&result)[N / 8][4], const Rows& 
 
 // To each of the warp's rows the rows of a tile, weighted.
 template <int N>
-__device__ __forceinline__ void gather(float (&sum)[WIDTH / 8][4], const float (&weights)[N / 8][4], const Tile<N>& tile)
+__device__ __forceinline__ void gather(float (&sum)[WIDTH / 8][4], const float (&weights)[N / 8][4],
+                                       const Tile<N>& tile)
 {
     const int lane = threadIdx.x & 31;
 #pragma unroll
