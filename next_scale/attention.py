@@ -1,4 +1,4 @@
-"""Prefix attention: every query sees a leading run of the keys. Causal, scale-causal and full attention are cases."""
+"""Prefix attention as a module (causal, scale-causal and full attention are cases), the KV cache, self-attention."""
 
 from __future__ import annotations
 
@@ -9,80 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from next_scale import flops
+from next_scale.kernels.prefix_attention import Prefix, prefix_attention
+from next_scale.kernels.prefix_attention.grouped import attend
+from next_scale.kernels.prefix_attention.reference import normalised
 from next_scale.packed import PackedLinear, pack_linear
 
-BLOCK = 64  # short runs of queries share one masked call of at most this many; measured fastest on two CPU cores
 
-
-def attend(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None, dropout: float = 0.0,
-    causal: bool = False,
-) -> Tensor:  # fmt: skip
-    """Scaled dot product attention of (B, L, H, d) queries with (B, S, H, d) keys and values, to (B, L, H, d).
-
-    Tokens come before heads, the order of the linear layers around it, so that no gradient needs to be reordered.
-    """
-    flops.report_attention(q, (q.shape[1] + 1) / 2 if causal else k.shape[1])
-    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, L, H, d) -> (B, H, L, d)
-    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, scale=scale)
-    return out.transpose(1, 2)  # (B, H, L, d) -> (B, L, H, d)
-
-
-class PrefixAttention(nn.Module):
+class PrefixAttention(Prefix):
     """Attention in which query i sees the keys [0, visible_end[i]), without an L x L mask.
 
-    Queries with equal `visible_end` form a run. A run of more than half of `BLOCK` queries is one unmasked call over
-    the keys it sees; shorter neighbours are gathered into masked calls of at most `BLOCK` queries, so no mask is wider
-    than that. Next-token prediction (visible_end[i] = i + 1) becomes a single causal call.
-
-    Args:
-        visible_end: (L,) int64, non-decreasing, every entry at least 1.
-
-    Raises:
-        ValueError: `visible_end` is empty, decreases, or starts below 1.
+    Args and errors as of :class:`next_scale.kernels.prefix_attention.Prefix`.
 
     Shape notation: B batch, H heads, L queries, S keys, d width of a head.
     """
 
-    def __init__(self, visible_end: Tensor) -> None:
-        super().__init__()
-        ends = visible_end.tolist()
-        if not ends or ends[0] < 1 or any(a > b for a, b in zip(ends, ends[1:], strict=False)):
-            raise ValueError("visible_end must be non-decreasing and start at 1 or more")
-        self.length = len(ends)
-        self.causal = len(ends) > 1 and ends == list(range(1, len(ends) + 1))
-        self.calls: list[tuple[int, int, int, str | None]] = []  # first query, last + 1, keys seen, name of the mask
-        if self.causal:
-            return
-        for start, stop in _blocks(ends):
-            keys, mask = ends[stop - 1], None
-            if ends[start] != keys:
-                mask = f"mask_{start}"
-                seen = torch.arange(keys) < visible_end[start:stop, None].cpu()  # (q, S)
-                self.register_buffer(mask, seen, persistent=False)
-            self.calls.append((start, stop, keys, mask))
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        head_scale: Tensor | None = None,
+    ) -> Tensor:
+        """(B, L, H, d) queries, (B, S, H, d) keys and values, S at least max(visible_end), to (B, L, H, d).
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None = None, dropout: float = 0.0) -> Tensor:
-        """(B, L, H, d) queries, (B, S, H, d) keys and values, S at least max(visible_end), to (B, L, H, d)."""
-        if self.causal:
-            return attend(q, k[:, : self.length], v[:, : self.length], scale=scale, dropout=dropout, causal=True)
-        parts = []
-        for start, stop, keys, name in self.calls:
-            mask = None if name is None else getattr(self, name)
-            parts.append(attend(q[:, start:stop], k[:, :keys], v[:, :keys], mask, scale, dropout))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-
-def _blocks(ends: list[int]) -> list[tuple[int, int]]:
-    """Spans of queries that one call serves: a long run alone, short neighbouring runs together."""
-    cuts = [0, *(i for i in range(1, len(ends)) if ends[i] != ends[i - 1]), len(ends)]
-    spans: list[tuple[int, int]] = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
-        if spans and stop - spans[-1][0] <= BLOCK and stop - start <= BLOCK // 2:
-            spans[-1] = (spans[-1][0], stop)
-        else:
-            spans.append((start, stop))
-    return spans
+        Other arguments as of :func:`next_scale.kernels.prefix_attention.prefix_attention`.
+        """
+        return prefix_attention(q, k, v, self, scale, head_scale, dropout)
 
 
 class KVCache:
@@ -163,16 +117,16 @@ class Attention(nn.Module):
             flops.report_product(x, self.qkv.weight, 3 * D)
             qkv = F.linear(x, self.qkv.weight, self._bias())
         q, k, v = (part.view(B, L, self.heads, -1) for part in qkv.chunk(3, dim=-1))  # (B, L, 3 D) -> 3 x (B, L, H, d)
-        if self.log_scale is not None:
-            q = F.normalize(q, dim=-1) * self.log_scale.clamp(max=math.log(100.0)).exp()
-            k = F.normalize(k, dim=-1)
+        head_scale = None if self.log_scale is None else self.log_scale.squeeze(1).clamp(max=math.log(100.0)).exp()
         dropout = self.dropout if self.training else 0.0
-        if cache is not None:
-            k, v = cache.append(layer, k, v)
-        if cache is not None or prefix is None:
-            out = attend(q, k, v, scale=self.softmax_scale, dropout=dropout)
+        if cache is None and prefix is not None:
+            out = prefix(q, k, v, self.softmax_scale, dropout, head_scale)
         else:
-            out = prefix(q, k, v, self.softmax_scale, dropout)
+            q, k = normalised(q, k, head_scale)
+            if cache is not None:
+                k, v = cache.append(layer, k, v)
+            flops.report_attention(q, k.shape[1])
+            out = attend(q, k, v, scale=self.softmax_scale, dropout=dropout)
         return F.dropout(self.proj(out.flatten(2)), self.dropout, self.training)  # (B, L, H, d) -> (B, L, D)
 
     def _bias(self) -> Tensor:
