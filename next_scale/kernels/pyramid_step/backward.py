@@ -35,7 +35,7 @@ def pyramid_step_backward(
             total * ratio, upsample(chosen, grid, upsampling), weight, weight.shape[:1], [1] * len(grid),
             [side // 2 for side in weight.shape[2:]], [1] * len(grid), False, [0] * len(grid), 1, [True] * 3,
         )  # fmt: skip
-        grad_up, grad_weight, grad_bias = found[0].add_(total, alpha=1 - ratio), *found[1:]
+        grad_up, grad_weight, grad_bias = found[0].add_(total, alpha=1 - ratio), found[1].contiguous(), found[2]
     axes = (axis_up(n, to, upsampling, grad.device, grad.dtype).t() for n, to in zip(size, grid, strict=True))
     maps = _along_axes(grad_up, *axes)
     rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)  # (B, C, *size) -> (B n, C)

@@ -170,21 +170,15 @@ def _(latent, tokens, codes, weight, bias, ratio, size, shown, upsampling, imple
 @torch.library.custom_op("next_scale::pyramid_step_backward", mutates_args=())
 def _pyramid_step_backward(
     grad: Tensor, grad_shown: Tensor, tokens: Tensor, codes: Tensor, weight: Tensor | None, ratio: float,
-    size: Sequence[int], shown: Sequence[int], upsampling: str, implementation: str,
+    size: Sequence[int], shown: Sequence[int], upsampling: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    arguments = (grad, grad_shown, tokens, codes, weight, ratio, tuple(size), tuple(shown), upsampling)
-    return dispatch(
-        "pyramid_step_backward",
-        implementation,
-        lambda: cuda.unable(grad.shape[2:], [grad, codes], weight),
-        cuda=lambda: cuda.pyramid_step_backward(*arguments),
-        torch=lambda: backward.pyramid_step_backward(*arguments),
-        reference=lambda: backward.pyramid_step_backward(*arguments),
+    return backward.pyramid_step_backward(
+        grad, grad_shown, tokens, codes, weight, ratio, tuple(size), tuple(shown), upsampling
     )
 
 
 @_pyramid_step_backward.register_fake
-def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, implementation):
+def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling):
     weights = (0, 0) if weight is None else (weight.shape, weight.shape[:1])
     return (
         torch.empty_like(grad, memory_format=torch.contiguous_format),
@@ -194,7 +188,7 @@ def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, i
 
 
 def _save(ctx, inputs, output) -> None:
-    _, tokens, codes, weight, _, *ctx.options = inputs
+    _, tokens, codes, weight, _, *ctx.options, _ = inputs
     ctx.save_for_backward(tokens, codes, weight)
 
 
@@ -203,7 +197,7 @@ def _step_back(ctx, grad: Tensor, grad_shown: Tensor):
     found = _pyramid_step_backward(grad, grad_shown, tokens, codes, weight, *ctx.options)
     grad_latent, grad_codes, grad_weight, grad_bias = found
     phi = (None, None) if weight is None else (grad_weight, grad_bias)
-    return grad_latent, None, grad_codes, *phi, *[None] * len(ctx.options)
+    return grad_latent, None, grad_codes, *phi, *[None] * (len(ctx.options) + 1)
 
 
 _pyramid_step.register_autograd(_step_back, setup_context=_save)
