@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from next_scale.kernels.guided_sample import cuda as guided_sample
 from next_scale.kernels.nearest_code import cuda as nearest_code
+from next_scale.kernels.pyramid_step import cuda as pyramid_step
 from next_scale.kernels.runtime import Source
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
@@ -12,4 +13,5 @@ TARGETS = ("sm_80", "sm_90", "sm_100", "sm_120")
 def sources() -> list[tuple[str, Source]]:
     """What each is made for, in words, and its source."""
     nearest = [(f"{channels} channels", nearest_code.source(channels)) for channels in (4, 8, 32, 64, 128, 256)]
-    return nearest + [(f"{codes} codes", guided_sample.source(codes)) for codes in (512, 1024, 4096, 16384)]
+    sample = [(f"{codes} codes", guided_sample.source(codes)) for codes in (512, 1024, 4096, 16384)]
+    return nearest + sample + pyramid_step.usual()

@@ -17,6 +17,7 @@ from next_scale.kernels.runtime import DeviceLauncher, Launcher, Source, obstacl
 Size = tuple[int, ...]
 
 MOST_CHANNELS = 256
+MOST_SEARCHED = 128  # channels in which tokenizing searches without spilling registers
 _METHODS = {"nearest": 0, "linear": 1, "cubic": 2}
 _THREADS = 256
 _POOL = 11_000  # floats; with what the search needs within the 48 KiB of shared memory that every GPU gives a block
@@ -43,6 +44,16 @@ def source(channels: int, kernel: Size, whole: bool) -> Source:
         "ROW_TILES": 4 if channels <= 32 else 2 if channels <= 64 else 1,
     }
     return Source(Path(__file__).with_name("kernel.cu"), tuple(macros.items()))
+
+
+def usual() -> list[tuple[str, Source]]:
+    """What the kernels are made for usually, in words, and their sources."""
+    kernels = {16: (3, 3), 32: (3, 3), 64: (3,), 128: (9,)}
+    return [
+        (f"{channels} channels, phi {'x'.join(map(str, kernel))}{', whole' if whole else ''}",
+         source(channels, kernel, whole))
+        for channels, kernel in kernels.items() for whole in (False, True)
+    ]  # fmt: skip
 
 
 def _kernel_size(weight: Tensor | None) -> Size:
@@ -78,6 +89,8 @@ def unable(grid: Sequence[int], tensors: Sequence[Tensor], weight: Tensor | None
 
 def unable_to_search(latent: Tensor, codes: Sequence[Tensor], weight: Tensor | None) -> str | None:
     """Why the kernel of tokenizing cannot run on these inputs; None where it can."""
+    if latent.shape[1] > MOST_SEARCHED:
+        return f"it takes up to {MOST_SEARCHED} channels, not {latent.shape[1]}"
     return unable(latent.shape[2:], [latent, *codes], weight, whole=True)
 
 

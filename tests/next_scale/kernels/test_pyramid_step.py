@@ -230,11 +230,13 @@ def mutation_problems() -> list[tuple]:
     """Function, inputs and expected output: channels that fill no tile, in several rounds; more vectors than a pass."""
     _, tokens, arguments = pyramid_problem(((2, 3), (5, 7), (5, 7)), "cubic", 3)
     latent, _, others = pyramid_problem(((65,), (67,), (67,)), "linear", 3, batch=2)
-    expected = reference.pyramid_tokens(latent, *others, True, nearest_reference.nearest_code)
-    return [
-        (cuda.pyramid_inputs, (tokens, *arguments), reference.pyramid_inputs(tokens, *arguments)),
-        (cuda.pyramid_tokens, (latent, *others, True), expected),
-    ]
+    infinite, _, single = pyramid_problem(((67,),), "linear", 3, batch=1)
+    infinite[:, :, 30] = torch.inf  # no other vector's business
+    problems = [(cuda.pyramid_inputs, (tokens, *arguments), reference.pyramid_inputs(tokens, *arguments))]
+    for x, options, cosine in ((latent, others, True), (infinite, single, False)):
+        expected = reference.pyramid_tokens(x, *options, cosine, nearest_reference.nearest_code)
+        problems.append((cuda.pyramid_tokens, (x, *options, cosine), expected))
+    return problems
 
 
 @needs_compiler
