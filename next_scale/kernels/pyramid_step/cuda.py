@@ -101,7 +101,9 @@ def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
         return torch.tensor(rows, dtype=torch.int32, device=device)
 
 
-def _scales(sizes: Sequence[Size], shown: Sequence[Size], phis: Sequence[int], book: int, device: torch.device) -> Tensor:
+def _scales(
+    sizes: Sequence[Size], shown: Sequence[Size], phis: Sequence[int], book: int, device: torch.device
+) -> Tensor:
     """A row a scale: its height and width, those to show the sum at (0: not at all), which phi, the first row of its
     codes (`book` rows apart), its first token, and its first row of what is shown."""
     rows, token, row = [], 0, 0

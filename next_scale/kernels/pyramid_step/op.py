@@ -241,9 +241,7 @@ def _pyramid_tokens(
         implementation,
         lambda: cuda.unable_to_search(latent, codes, weights[0] if weights else None),
         cuda=lambda: cuda.pyramid_tokens(*arguments),
-        torch=lambda: reference.pyramid_tokens(
-            *arguments, partial(nearest, implementation="auto"), products.add_scale
-        ),
+        torch=lambda: reference.pyramid_tokens(*arguments, partial(nearest, implementation="auto"), products.add_scale),
         reference=lambda: reference.pyramid_tokens(*arguments, partial(nearest, implementation="reference")),
     )
 

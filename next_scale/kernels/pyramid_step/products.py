@@ -55,9 +55,7 @@ def _mixing(weight: Tensor, ratio: float) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _placed_taps(
-    size: Size, grid: Size, method: str, kernel: Size, device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _placed_taps(size: Size, grid: Size, method: str, kernel: Size, device: torch.device, dtype: torch.dtype) -> Tensor:
     """What every token gives every cell of the grid through each tap of a convolution: (N, n T)."""
     with torch.inference_mode(False):
         matrix = axis_up(size[0], grid[0], method, device, dtype)

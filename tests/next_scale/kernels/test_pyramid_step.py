@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from image_var.autoencoder import ConvAutoencoder
 from next_scale.errors import UserError
+from next_scale.kernels.nearest_code import cuda as nearest_cuda
 from next_scale.kernels.nearest_code import reference as nearest_reference
 from next_scale.kernels.pyramid_step import cuda, pyramid_inputs, pyramid_step, pyramid_tokens, reference
-from next_scale.kernels.runtime import compile_source
+from next_scale.kernels.runtime import DeviceLauncher, compile_source
+from next_scale.quantizer import MultiScaleQuantizer
+from next_scale.schedule import Schedule
+from next_scale.tokenizer import Tokenizer
 from tests.cuda_on_cpu.harness import CpuLauncher, Crash, mutants, needs_compiler, poisoned
 
 # size, grid, size shown, upsampling, phi's kernel size
@@ -211,6 +216,38 @@ def test_kernels_of_a_pyramid(sizes, upsampling, kernel, shared) -> None:
         for cosine in (False, True):
             expected = reference.pyramid_tokens(latent, *arguments, cosine, nearest_reference.nearest_code)
             assert torch.equal(on_cpu(cuda.pyramid_tokens, latent, *arguments, cosine, backwards=backwards), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("options", [{}, {"shared_codebook": True, "cosine": True}, {"code_channels": 3}], ids=str)
+def test_a_tokenizer_is_the_same_with_kernels_on(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens, reconstruction, inputs under teacher forcing, and a training step's gradients, by every kernel there is.
+
+    The device stands on the CPU: all but the launch itself is what a GPU's user runs.
+    """
+
+    def launch(self: DeviceLauncher, *arguments: object) -> None:
+        CpuLauncher(self.source).launch(*arguments)
+
+    monkeypatch.setattr(DeviceLauncher, "launch", launch)
+    for module in (cuda, nearest_cuda):
+        monkeypatch.setattr(module, "obstacle", lambda device: None)
+    torch.manual_seed(0)
+    autoencoder = ConvAutoencoder(1, 4, (1, 2), 1, 1, attention=False, latent_channels=6)
+    quantizer = MultiScaleQuantizer(Schedule.parse("1x1 2x3 3x4 5x7"), 6, 32, phis=2, update="gradient", **options)
+    tokenizer = Tokenizer(autoencoder, quantizer).eval()
+    x = torch.randn(2, 1, 10, 14)
+    quantizer.start(autoencoder.encode(torch.randn(16, 1, 10, 14)).detach())
+    results = []
+    for choice in ("torch", "cuda"):
+        monkeypatch.setenv("NEXT_SCALE_KERNELS", choice)
+        tokens = tokenizer.encode(x)
+        tokenizer.zero_grad()
+        quantizer(autoencoder.encode(x)).loss.backward()
+        learned = [weight.grad for weight in tokenizer.parameters() if weight.grad is not None]
+        results.append((tokens, tokenizer.decode(tokens), quantizer.teacher_forcing(tokens), *learned))
+    assert len(results[0]) > 10
+    torch.testing.assert_close(results[1], results[0], atol=1e-5, rtol=1e-4)
 
 
 BOUNDS = (
