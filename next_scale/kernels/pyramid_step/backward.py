@@ -14,32 +14,40 @@ Size = tuple[int, ...]
 
 def pyramid_step_backward(
     grad: Tensor, grad_shown: Tensor, tokens: Tensor, codes: Tensor, weight: Tensor | None, ratio: float, size: Size,
-    shown: Size, upsampling: str,
+    shown: Size, upsampling: str, codes_learn: bool, phi_learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of the latent, the codes, and phi's weight and bias (empty without a phi).
+    """Gradients of the latent, the codes, and phi's weight and bias; empty where not wanted.
+
+    That of the latent is `grad` itself where nothing is shown, and then empty too.
 
     Args:
         grad, grad_shown: of what the step returned, (B, C, *grid) and (B, n', C).
+        codes_learn, phi_learns: whose gradients are wanted.
         others: see :func:`next_scale.kernels.pyramid_step.op.pyramid_step`.
     """
-    grid = tuple(grad.shape[2:])
-    total = grad.clone(memory_format=torch.contiguous_format)
+    grid, none = tuple(grad.shape[2:]), grad.new_empty(0)
+    grad_latent = grad_codes = grad_weight = grad_bias = none
     if shown:
         maps = grad_shown.transpose(1, 2).unflatten(2, shown)  # (B, n', C) -> (B, C, *shown)
         axes = (axis_down(n, to, grad.device, grad.dtype).t() for n, to in zip(grid, shown, strict=True))
-        total += _along_axes(maps, *axes)
-    grad_up, grad_weight, grad_bias = total, codes.new_empty(0), codes.new_empty(0)
-    if weight is not None:
+        grad = grad_latent = (grad + _along_axes(maps, *axes)).contiguous()
+    grad_up = grad
+    if weight is not None and (codes_learn or phi_learns):
         chosen = F.embedding(tokens, codes).transpose(1, 2).unflatten(2, size)  # (B, n, C) -> (B, C, *size)
-        found = torch.ops.aten.convolution_backward(
-            total * ratio, upsample(chosen, grid, upsampling), weight, weight.shape[:1], [1] * len(grid),
-            [side // 2 for side in weight.shape[2:]], [1] * len(grid), False, [0] * len(grid), 1, [True] * 3,
+        grad_conv, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad * ratio, upsample(chosen, grid, upsampling), weight, weight.shape[:1], [1] * len(grid),
+            [side // 2 for side in weight.shape[2:]], [1] * len(grid), False, [0] * len(grid), 1,
+            [codes_learn, phi_learns, phi_learns],
         )  # fmt: skip
-        grad_up, grad_weight, grad_bias = found[0].add_(total, alpha=1 - ratio), found[1].contiguous(), found[2]
-    axes = (axis_up(n, to, upsampling, grad.device, grad.dtype).t() for n, to in zip(size, grid, strict=True))
-    maps = _along_axes(grad_up, *axes)
-    rows = maps.flatten(2).transpose(1, 2).flatten(0, 1)  # (B, C, *size) -> (B n, C)
-    return total, torch.zeros_like(codes).index_add_(0, tokens.flatten(), rows), grad_weight, grad_bias
+        if codes_learn:
+            grad_up = grad_conv.add_(grad, alpha=1 - ratio)
+        grad_weight, grad_bias = (grad_weight.contiguous(), grad_bias) if phi_learns else (none, none)
+    if codes_learn:
+        axes = (axis_up(n, to, upsampling, grad.device, grad.dtype).t() for n, to in zip(size, grid, strict=True))
+        rows = _along_axes(grad_up, *axes).flatten(2).transpose(1, 2).flatten(0, 1)  # (B, C, *size) -> (B n, C)
+        grad_codes = torch.zeros_like(codes).index_add_(0, tokens.flatten(), rows)
+    # outputs of an operator share no memory
+    return tuple(x.clone() if x is none else x for x in (grad_latent, grad_codes, grad_weight, grad_bias))
 
 
 def _along_axes(maps: Tensor, *matrices: Tensor) -> Tensor:

@@ -170,21 +170,20 @@ def _(latent, tokens, codes, weight, bias, ratio, size, shown, upsampling, imple
 @torch.library.custom_op("next_scale::pyramid_step_backward", mutates_args=())
 def _pyramid_step_backward(
     grad: Tensor, grad_shown: Tensor, tokens: Tensor, codes: Tensor, weight: Tensor | None, ratio: float,
-    size: Sequence[int], shown: Sequence[int], upsampling: str,
+    size: Sequence[int], shown: Sequence[int], upsampling: str, codes_learn: bool, phi_learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return backward.pyramid_step_backward(
-        grad, grad_shown, tokens, codes, weight, ratio, tuple(size), tuple(shown), upsampling
-    )
+    options = (ratio, tuple(size), tuple(shown), upsampling, codes_learn, phi_learns)
+    return backward.pyramid_step_backward(grad, grad_shown, tokens, codes, weight, *options)
 
 
 @_pyramid_step_backward.register_fake
-def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling):
-    weights = (0, 0) if weight is None else (weight.shape, weight.shape[:1])
-    return (
-        torch.empty_like(grad, memory_format=torch.contiguous_format),
-        codes.new_empty(codes.shape),
-        *(codes.new_empty(shape) for shape in weights),
+def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, codes_learn, phi_learns):
+    shapes = (
+        grad.shape if shown else (0,),
+        codes.shape if codes_learn else (0,),
+        *((weight.shape, weight.shape[:1]) if phi_learns else ((0,), (0,))),
     )
+    return tuple(grad.new_empty(shape) for shape in shapes)
 
 
 def _save(ctx, inputs, output) -> None:
@@ -194,10 +193,18 @@ def _save(ctx, inputs, output) -> None:
 
 def _step_back(ctx, grad: Tensor, grad_shown: Tensor):
     tokens, codes, weight = ctx.saved_tensors
-    found = _pyramid_step_backward(grad, grad_shown, tokens, codes, weight, *ctx.options)
+    _, _, codes_learn, weight_learns, bias_learns, *_ = ctx.needs_input_grad
+    shown, learning = ctx.options[2], (codes_learn, weight_learns or bias_learns)
+    found = _pyramid_step_backward(grad, grad_shown, tokens, codes, weight, *ctx.options, *learning)
     grad_latent, grad_codes, grad_weight, grad_bias = found
-    phi = (None, None) if weight is None else (grad_weight, grad_bias)
-    return grad_latent, None, grad_codes, *phi, *[None] * (len(ctx.options) + 1)
+    return (
+        grad_latent if shown else grad,
+        None,
+        grad_codes if codes_learn else None,
+        grad_weight if weight_learns else None,
+        grad_bias if bias_learns else None,
+        *[None] * (len(ctx.options) + 1),
+    )
 
 
 _pyramid_step.register_autograd(_step_back, setup_context=_save)
@@ -272,8 +279,10 @@ def _(latent, tokens, codes, weight, *_: object, **__: object) -> int:
 
 
 @register_flop_formula(torch.ops.next_scale.pyramid_step_backward)
-def _(grad, grad_shown, tokens, codes, weight, *_: object, **__: object) -> int:
-    return 2 * int(_convolution(grad, weight)) if weight else 0
+def _(
+    grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, codes_learn, phi_learns, **_: object
+) -> int:
+    return (codes_learn + phi_learns) * int(_convolution(grad, weight)) if weight else 0
 
 
 @register_flop_formula(torch.ops.next_scale.pyramid_inputs)

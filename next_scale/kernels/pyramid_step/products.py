@@ -42,7 +42,8 @@ def _upsample(codes: Tensor, grid: Size, method: str) -> Tensor:
     """As :func:`next_scale.resample.upsample`, whose bicubic is slow on CPUs."""
     if method != "cubic" or codes.device.type != "cpu" or tuple(codes.shape[2:]) == grid:
         return upsample(codes, grid, method)
-    rows, columns = (axis_up(n, to, method, codes.device, codes.dtype) for n, to in zip(codes.shape[2:], grid))
+    sizes = zip(codes.shape[2:], grid, strict=True)
+    rows, columns = (axis_up(n, to, method, codes.device, codes.dtype) for n, to in sizes)
     return rows @ (codes @ columns.t())
 
 
