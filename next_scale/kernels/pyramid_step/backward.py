@@ -28,9 +28,7 @@ def pyramid_step_backward(
     grid, none = tuple(grad.shape[2:]), grad.new_empty(0)
     grad_latent = grad_codes = grad_weight = grad_bias = none
     if shown:
-        maps = grad_shown.transpose(1, 2).unflatten(2, shown)  # (B, n', C) -> (B, C, *shown)
-        axes = (axis_down(n, to, grad.device, grad.dtype).t() for n, to in zip(grid, shown, strict=True))
-        grad = grad_latent = (grad + _along_axes(maps, *axes)).contiguous()
+        grad = grad_latent = with_shown(grad, grad_shown, shown)
     grad_up = grad
     if weight is not None and (codes_learn or phi_learns):
         chosen = F.embedding(tokens, codes).transpose(1, 2).unflatten(2, size)  # (B, n, C) -> (B, C, *size)
@@ -48,6 +46,14 @@ def pyramid_step_backward(
         grad_codes = torch.zeros_like(codes).index_add_(0, tokens.flatten(), rows)
     # outputs of an operator share no memory
     return tuple(x.clone() if x is none else x for x in (grad_latent, grad_codes, grad_weight, grad_bias))
+
+
+def with_shown(grad: Tensor, grad_shown: Tensor, shown: Size) -> Tensor:
+    """Gradient of the sum, with what comes through the sum at the size `shown`."""
+    maps = grad_shown.transpose(1, 2).unflatten(2, shown)  # (B, n', C) -> (B, C, *shown)
+    sizes = zip(grad.shape[2:], shown, strict=True)
+    axes = (axis_down(n, to, grad.device, grad.dtype).t() for n, to in sizes)
+    return (grad + _along_axes(maps, *axes)).contiguous()
 
 
 def _along_axes(maps: Tensor, *matrices: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from next_scale.kernels.nearest_code import cuda as nearest_code
+from next_scale.kernels.pyramid_step.backward import with_shown
 from next_scale.kernels.runtime import DeviceLauncher, Launcher, Source, obstacle
 
 Size = tuple[int, ...]
@@ -60,13 +61,13 @@ def _kernel_size(weight: Tensor | None) -> Size:
     return () if weight is None else tuple(weight.shape[2:])
 
 
-def chunk_of(used: Source, grid: Size) -> int:
-    """Input channels that fit shared memory at a time, with their weights; 0 where none does."""
+def chunk_of(used: Source, grid: Size, kept: int = 0) -> int:
+    """Input channels that fit shared memory at a time, with their weights and `kept` more; 0 or less: none does."""
     macros = dict(used.macros)
     height, width = _rectangle(grid)
     plane = (height + macros["KERNEL_Y"] - 1) * (width + macros["KERNEL_X"] - 1) | 1
     weights = macros["KERNEL_Y"] * macros["KERNEL_X"] * (macros["GROUP"] + 4)
-    return min(macros["POOL"] // (plane + weights), macros["CHANNELS"])
+    return min((macros["POOL"] - kept * plane) // (plane + weights), macros["CHANNELS"])
 
 
 def _rectangle(size: Size) -> Size:
@@ -82,7 +83,8 @@ def unable(grid: Sequence[int], tensors: Sequence[Tensor], weight: Tensor | None
     channels = tensors[-1].shape[1]
     if channels > MOST_CHANNELS:
         return f"it takes up to {MOST_CHANNELS} channels, not {channels}"
-    if chunk_of(source(channels, _kernel_size(weight), whole), tuple(grid)) == 0:
+    # a step's gradients need the most: a group of 4 channels beside those that come and go
+    if chunk_of(source(channels, _kernel_size(weight), whole), tuple(grid), 0 if whole else 4) < 1:
         return f"a grid of {'x'.join(map(str, grid))} does not fit shared memory"
     return obstacle(tensors[0].device)
 
@@ -150,6 +152,35 @@ def pyramid_step(
     phi = (None, None) if weight is None else (weight[None], bias[None])
     seen = _steps(latent, total, tokens, codes, *phi, ratio, [size], [shown], (), 0, upsampling, launcher)
     return total, seen
+
+
+def pyramid_step_backward(
+    grad: Tensor, grad_shown: Tensor, tokens: Tensor, codes: Tensor, weight: Tensor | None, ratio: float, size: Size,
+    shown: Size, upsampling: str, codes_learn: bool, phi_learns: bool,
+    launcher: Callable[[Source], Launcher] = DeviceLauncher,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """See :func:`next_scale.kernels.pyramid_step.backward.pyramid_step_backward`."""
+    grad_latent = grad.new_empty(0)
+    if shown:
+        grad = grad_latent = with_shown(grad, grad_shown, shown)
+    grad_codes = torch.zeros_like(codes) if codes_learn else grad.new_empty(0)
+    grad_weight, grad_bias = grad.new_empty(0), grad.new_empty(0)
+    if phi_learns:
+        grad_weight, grad_bias = torch.zeros_like(weight), weight.new_zeros(weight.shape[0])
+    found = (grad_latent, grad_codes, grad_weight, grad_bias)
+    if grad.numel() == 0 or not (codes_learn or phi_learns):
+        return found
+    used = source(codes.shape[1], _kernel_size(weight), False)
+    kept = dict(used.macros)["GROUP"]
+    grid = tuple(grad.shape[2:])
+    tensors = [grad.contiguous(), tokens.contiguous(), codes.contiguous(), _pointer(weight)]
+    written = [torch.empty(grad.shape, device=grad.device), *(_pointer(x if x.numel() else None) for x in found[1:])]
+    numbers = (tokens.shape[1], *_rectangle(grid), chunk_of(used, grid, kept))
+    options = [*map(c_int, numbers), c_float(ratio), c_int(_METHODS[upsampling])]
+    blocks = grad.shape[0] * -(-codes.shape[1] // kept)
+    arguments = [*tensors, _scales([size], [()], (), 0, grad.device), *written, *options]
+    launcher(used).launch("pyramid_step_backward", blocks, _THREADS, arguments)
+    return found
 
 
 def pyramid_inputs(

@@ -2,14 +2,15 @@
 //
 // pyramid_inputs: some steps in one launch, their tokens given. What a step adds to a channel depends on the codes and
 // not on the latent, so that a block may take some output channels of a sample through all steps and meet no other.
-// pyramid_tokens: all steps in one launch, their tokens found on the way; they depend on all channels: a block a sample.
+// pyramid_tokens: all steps in one launch, their tokens found on the way from all channels: a block a sample.
+// pyramid_step_backward: gradients of a step, which only the training of a tokenizer needs.
 //
 // The latent stays in global memory, where only its block touches it (32 KiB stay in the first-level cache); shared
 // memory holds what the convolution reads many times. A grid in one dimension has height 1.
 //
-// Macros: CHANNELS, KERNEL_Y and KERNEL_X (1 without a phi), GROUP (output channels a block), TILE_C and TILE_P (of them,
-// and of cells, a thread at a time; TILE_C divides GROUP), THREADS, POOL (floats of shared memory), ROW_TILES (of 16
-// vectors whose codes are searched at a time). Needs no header but those beside it.
+// Macros: CHANNELS, KERNEL_Y and KERNEL_X (1 without a phi), GROUP (output channels a block), TILE_C and TILE_P (of
+// them, and of cells, a thread at a time; TILE_C divides GROUP), THREADS, POOL (floats of shared memory), ROW_TILES (of
+// 16 vectors whose codes are searched at a time). Needs no header but those beside it.
 #include "mma_bf16.cuh"
 #include "split_bf16.cuh"
 
@@ -65,7 +66,8 @@ __device__ __forceinline__ Reads reads_of(int place, int from, int to, int metho
     for (int i = 0; i < 4; ++i) {
         r.at[i] = min(max((int)whole - 1 + i, 0), from - 1);
         const float d = fabsf(t + 1.f - i);
-        r.weight[i] = d <= 1.f ? ((A + 2.f) * d - (A + 3.f)) * d * d + 1.f : ((A * d - 5.f * A) * d + 8.f * A) * d - 4.f * A;
+        r.weight[i] = d <= 1.f ? ((A + 2.f) * d - (A + 3.f)) * d * d + 1.f
+                               : ((A * d - 5.f * A) * d + 8.f * A) * d - 4.f * A;
     }
     return r;
 }
@@ -118,9 +120,9 @@ __device__ __forceinline__ void stage(float* staged, const float* __restrict__ w
     }
 }
 
-// latent += (1 - ratio) up + ratio conv(up), as far as the input channels from `first` tell
-__device__ __forceinline__ void smooth(float* latent, const float* up, const float* staged, const float* bias, int group,
-                                       int first, int chunk, Grid grid, float ratio)
+// latent += (1 - ratio) up + ratio conv(up), as far as the input channels from `first` tell; ratio 0 is no convolution
+__device__ __forceinline__ void smooth(float* latent, const float* up, const float* staged, const float* bias,
+                                       int group, int first, int chunk, Grid grid, float ratio)
 {
     const int cells = grid.cells(), columns = grid.width + KERNEL_X - 1, plane = plane_of(grid);
     const int strips = (cells + TILE_P - 1) / TILE_P;
@@ -135,7 +137,7 @@ __device__ __forceinline__ void smooth(float* latent, const float* up, const flo
 #pragma unroll
             for (int u = 0; u < TILE_C; ++u) sum[u][j] = 0.f;
         }
-        if (bias)
+        if (ratio != 0.f)
             for (int c = 0; c < chunk; ++c)
 #pragma unroll
                 for (int tap = 0; tap < TAPS; ++tap) {
@@ -274,7 +276,8 @@ __device__ __forceinline__ void search(const float* vectors, const unsigned* __r
         const unsigned* mine = parts + (size_t)min(from + g, codes - 1) * 2 * WORDS;
         const int code = from + t * 2;
         const float none = __uint_as_float(0x7f800000u);
-        const float norm0 = code < codes ? half_norms[code] : none, norm1 = code + 1 < codes ? half_norms[code + 1] : none;
+        const float norm0 = code < codes ? half_norms[code] : none;
+        const float norm1 = code + 1 < codes ? half_norms[code + 1] : none;
         float score[ROW_TILES][4];
 #pragma unroll
         for (int m = 0; m < ROW_TILES; ++m) {
@@ -306,7 +309,8 @@ __device__ __forceinline__ void search(const float* vectors, const unsigned* __r
     for (int m = 0; m < ROW_TILES; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            unsigned long long packed = (unsigned long long)ordered(top[m][half]) << 32 | (0xffffffffu - top_code[m][half]);
+            unsigned long long packed = ordered(top[m][half]);
+            packed = packed << 32 | (0xffffffffu - top_code[m][half]);
 #pragma unroll
             for (int offset = 1; offset < 4; offset <<= 1) {  // the four threads that share a row
                 const unsigned long long other = __shfl_xor_sync(0xffffffffu, packed, offset);
@@ -320,8 +324,8 @@ __device__ __forceinline__ void search(const float* vectors, const unsigned* __r
 // half_norms (rows); others as above -> tokens (samples, length); `latent` is what the steps add up. A block a sample.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pyramid_tokens(const float* __restrict__ target, const float* __restrict__ codes, const unsigned* __restrict__ parts,
-               const float* __restrict__ half_norms, const float* __restrict__ weights, const float* __restrict__ biases,
-               const Scale* __restrict__ scales, float* latent, long long* tokens, int steps, int length, int book,
+               const float* __restrict__ half_norms, const float* __restrict__ weights,
+               const float* __restrict__ biases, const Scale* __restrict__ scales, float* latent, long long* tokens, int steps, int length, int book,
                int height, int width, int chunk, float ratio, int method, int cosine)
 {
     __shared__ __align__(16) float pool[POOL];
@@ -358,5 +362,118 @@ pyramid_tokens(const float* __restrict__ target, const float* __restrict__ codes
         }
         if (step + 1 < steps)
             add_scale(latent, tokens + scale.token, codes, weights, biases, scale, pool, 0, chunk, grid, ratio, method);
+    }
+}
+
+// grad (CHANNELS, grid) between zeros, of the channels from `first`: -> padded (chunk, plane)
+__device__ __forceinline__ void pad(float* padded, const float* __restrict__ grad, int first, int chunk, Grid grid)
+{
+    const int columns = grid.width + KERNEL_X - 1, cells = (grid.height + KERNEL_Y - 1) * columns;
+    for (int i = threadIdx.x; i < chunk * cells; i += THREADS) {
+        const int c = i / cells, cell = i % cells;
+        const int y = cell / columns - KERNEL_Y / 2, x = cell % columns - KERNEL_X / 2;
+        float value = 0.f;
+        if (y >= 0 && y < grid.height && x >= 0 && x < grid.width)
+            value = grad[(first + c) * grid.cells() + y * grid.width + x];
+        padded[c * plane_of(grid) + cell] = value;
+    }
+}
+
+// As `stage`, for the way back: the group's channels are the input's, and taps are turned round.
+__device__ __forceinline__ void stage_back(float* staged, const float* __restrict__ weight, int group, int first,
+                                           int chunk)
+{
+    for (int i = threadIdx.x; i < GROUP * chunk * TAPS; i += THREADS) {
+        const int o = i / (chunk * TAPS), c = i / TAPS % chunk, tap = i % TAPS, channel = group * GROUP + o;
+        float value = 0.f;
+        if (channel < CHANNELS) value = weight[((size_t)(first + c) * CHANNELS + channel) * TAPS + TAPS - 1 - tap];
+        staged[(c * TAPS + tap) * STAGED + o] = value;
+    }
+}
+
+// How much the cell at `place` reads of what lies at `of` in the smaller grid.
+__device__ __forceinline__ float share_of(int of, int place, int from, int to, int method)
+{
+    const Reads reads = reads_of(place, from, to, method);
+    float sum = 0.f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (i < reads.count && reads.at[i] == of) sum += reads.weight[i];
+    return sum;
+}
+
+// Cells of the larger grid that can read what lies at `of`: those less than two of the smaller grid's cells away.
+__device__ __forceinline__ void readers(int of, int from, int to, int& begin, int& end)
+{
+    begin = max((of - 2) * to / from - 1, 0);
+    end = min((of + 3) * to / from + 2, to);
+}
+
+// grad (samples, CHANNELS, grid), of the sum; codes, tokens, weight and scale as above -> grad_codes (rows, CHANNELS),
+// grad_weight (CHANNELS, CHANNELS, TAPS) and grad_bias (CHANNELS), each added to, or null where not wanted; grad_up as
+// grad, where codes learn. A block a sample and group of input channels; `chunk` output channels at a time. Sums over
+// samples are in no fixed order.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+pyramid_step_backward(const float* __restrict__ grad, const long long* __restrict__ tokens,
+                      const float* __restrict__ codes, const float* __restrict__ weight,
+                      const Scale* __restrict__ scales, float* grad_up, float* grad_codes, float* grad_weight,
+                      float* grad_bias, int length, int height, int width, int chunk, float ratio, int method)
+{
+    __shared__ __align__(16) float pool[POOL];
+    const Grid grid = {height, width};
+    const Scale scale = scales[0];
+    const int groups = (CHANNELS + GROUP - 1) / GROUP, sample = blockIdx.x / groups, group = blockIdx.x % groups;
+    const int cells = grid.cells(), columns = grid.width + KERNEL_X - 1, plane = plane_of(grid);
+    const int own = group * GROUP, channels = min(GROUP, CHANNELS - own);
+    float *up = pool, *padded = pool + GROUP * plane, *staged = padded + chunk * plane;
+    grad += (size_t)sample * CHANNELS * cells;
+    grad_up += (size_t)sample * CHANNELS * cells;
+    tokens += (size_t)sample * length;
+    if (grad_weight) upsample(up, tokens, codes, own, channels, scale.size, grid, method);
+    if (grad_codes)
+        for (int i = threadIdx.x; i < channels * cells; i += THREADS) grad_up[own * cells + i] = 0.f;
+    for (int first = 0; first < CHANNELS; first += chunk) {
+        const int here = min(chunk, CHANNELS - first);
+        __syncthreads();
+        pad(padded, grad, first, here, grid);
+        if (grad_codes && weight) stage_back(staged, weight, group, first, here);
+        __syncthreads();
+        if (grad_codes) smooth(grad_up, padded, staged, nullptr, group, first, here, grid, weight ? ratio : 0.f);
+        if (!grad_weight) continue;
+        for (int i = threadIdx.x; i < here * channels * TAPS; i += THREADS) {
+            const int c = i / (channels * TAPS), u = i / TAPS % channels, tap = i % TAPS;
+            const float* by = padded + c * plane + KERNEL_Y / 2 * columns + KERNEL_X / 2;
+            const float* from = up + u * plane + tap / KERNEL_X * columns + tap % KERNEL_X;
+            float sum = 0.f;
+            for (int y = 0; y < grid.height; ++y)
+                for (int x = 0; x < grid.width; ++x) sum += by[y * columns + x] * from[y * columns + x];
+            atomicAdd(grad_weight + ((first + c) * CHANNELS + own + u) * TAPS + tap, ratio * sum);
+        }
+        if (group == 0)
+            for (int c = threadIdx.x; c < here; c += THREADS) {
+                float sum = 0.f;
+                for (int i = 0; i < cells; ++i) sum += grad[(first + c) * cells + i];
+                atomicAdd(grad_bias + first + c, ratio * sum);
+            }
+    }
+    if (!grad_codes) return;
+    __syncthreads();
+    const int rows = scale.size.cells();
+    for (int i = threadIdx.x; i < channels * rows; i += THREADS) {
+        const int row = i / channels, channel = own + i % channels;
+        const int ry = row / scale.size.width, rx = row % scale.size.width;
+        int top, bottom, left, right;
+        readers(ry, scale.size.height, grid.height, top, bottom);
+        readers(rx, scale.size.width, grid.width, left, right);
+        float sum = 0.f;
+        for (int y = top; y < bottom; ++y) {
+            float along = 0.f;
+            for (int x = left; x < right; ++x) {
+                const float value = grad_up[channel * cells + y * grid.width + x];
+                along += share_of(rx, x, scale.size.width, grid.width, method) * value;
+            }
+            sum += share_of(ry, y, scale.size.height, grid.height, method) * along;
+        }
+        atomicAdd(grad_codes + tokens[row] * CHANNELS + channel, sum);
     }
 }

@@ -170,14 +170,23 @@ def _(latent, tokens, codes, weight, bias, ratio, size, shown, upsampling, imple
 @torch.library.custom_op("next_scale::pyramid_step_backward", mutates_args=())
 def _pyramid_step_backward(
     grad: Tensor, grad_shown: Tensor, tokens: Tensor, codes: Tensor, weight: Tensor | None, ratio: float,
-    size: Sequence[int], shown: Sequence[int], upsampling: str, codes_learn: bool, phi_learns: bool,
+    size: Sequence[int], shown: Sequence[int], upsampling: str, implementation: str, codes_learn: bool,
+    phi_learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     options = (ratio, tuple(size), tuple(shown), upsampling, codes_learn, phi_learns)
-    return backward.pyramid_step_backward(grad, grad_shown, tokens, codes, weight, *options)
+    arguments = (grad, grad_shown, tokens, codes, weight, *options)
+    return dispatch(
+        "pyramid_step_backward",
+        implementation,
+        lambda: cuda.unable(grad.shape[2:], [grad, codes], weight),
+        cuda=lambda: cuda.pyramid_step_backward(*arguments),
+        torch=lambda: backward.pyramid_step_backward(*arguments),
+        reference=lambda: backward.pyramid_step_backward(*arguments),
+    )
 
 
 @_pyramid_step_backward.register_fake
-def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, codes_learn, phi_learns):
+def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, implementation, codes_learn, phi_learns):
     shapes = (
         grad.shape if shown else (0,),
         codes.shape if codes_learn else (0,),
@@ -187,7 +196,7 @@ def _(grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, c
 
 
 def _save(ctx, inputs, output) -> None:
-    _, tokens, codes, weight, _, *ctx.options, _ = inputs
+    _, tokens, codes, weight, _, *ctx.options = inputs
     ctx.save_for_backward(tokens, codes, weight)
 
 
@@ -203,7 +212,7 @@ def _step_back(ctx, grad: Tensor, grad_shown: Tensor):
         grad_codes if codes_learn else None,
         grad_weight if weight_learns else None,
         grad_bias if bias_learns else None,
-        *[None] * (len(ctx.options) + 1),
+        *[None] * len(ctx.options),
     )
 
 
@@ -280,8 +289,9 @@ def _(latent, tokens, codes, weight, *_: object, **__: object) -> int:
 
 @register_flop_formula(torch.ops.next_scale.pyramid_step_backward)
 def _(
-    grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, codes_learn, phi_learns, **_: object
-) -> int:
+    grad, grad_shown, tokens, codes, weight, ratio, size, shown, upsampling, implementation, codes_learn, phi_learns,
+    **_: object,
+) -> int:  # fmt: skip
     return (codes_learn + phi_learns) * int(_convolution(grad, weight)) if weight else 0
 
 

@@ -10,7 +10,7 @@ from image_var.autoencoder import ConvAutoencoder
 from next_scale.errors import UserError
 from next_scale.kernels.nearest_code import cuda as nearest_cuda
 from next_scale.kernels.nearest_code import reference as nearest_reference
-from next_scale.kernels.pyramid_step import cuda, pyramid_inputs, pyramid_step, pyramid_tokens, reference
+from next_scale.kernels.pyramid_step import backward, cuda, pyramid_inputs, pyramid_step, pyramid_tokens, reference
 from next_scale.kernels.runtime import DeviceLauncher, compile_source
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.schedule import Schedule
@@ -155,7 +155,7 @@ def test_operators() -> None:
         seen = torch.randn(3, torch.Size(shown).numel() if shown else 0, 5)
         grads = (latent.detach(), seen, tokens, codes.detach(), weight if weight is None else weight.detach())
         for learn in ((False, False), (True, False), (kernel > 0, kernel > 0)):
-            torch.library.opcheck(ops.pyramid_step_backward.default, (*grads, *options[:-1], *learn))
+            torch.library.opcheck(ops.pyramid_step_backward.default, (*grads, *options, *learn))
     for sizes, upsampling, kernel in PYRAMIDS[1:3]:
         latent, tokens, arguments = pyramid_problem(sizes, upsampling, kernel)
         books, weights, biases, ratio, which, *_ = arguments
@@ -205,6 +205,26 @@ def test_kernel_of_a_step(size, grid, shown, upsampling, kernel, monkeypatch) ->
         torch.testing.assert_close(seen, want[1], atol=1e-5, rtol=1e-5)
 
 
+def backward_problem(size, grid, shown, upsampling, kernel) -> tuple:
+    """Arguments of the gradients' functions, without what is wanted."""
+    latent, tokens, codes, weight, _, ratio, *_ = step_problem(size, grid, upsampling, kernel)
+    seen = torch.randn(3, torch.Size(shown).numel() if shown else 0, 5)
+    return latent, seen, tokens, codes, weight, ratio, size, shown, upsampling
+
+
+@needs_compiler
+@pytest.mark.parametrize("size, grid, shown, upsampling, kernel", STEPS, ids=str)
+def test_kernel_of_gradients(size, grid, shown, upsampling, kernel, monkeypatch) -> None:
+    problem = backward_problem(size, grid, shown, upsampling, kernel)
+    for pool in (cuda._POOL, 1000):
+        monkeypatch.setattr(cuda, "_POOL", pool)
+        for backwards in (False, True):
+            for learn in ((True, kernel > 0), (False, kernel > 0), (True, False)):
+                found = on_cpu(cuda.pyramid_step_backward, *problem, *learn, backwards=backwards)
+                want = backward.pyramid_step_backward(*problem, *learn)
+                torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+
+
 @needs_compiler
 @pytest.mark.parametrize("sizes, upsampling, kernel", PYRAMIDS, ids=str)
 @pytest.mark.parametrize("shared", [False, True])
@@ -252,7 +272,7 @@ def test_a_tokenizer_is_the_same_with_kernels_on(options: dict, monkeypatch: pyt
 
 
 BOUNDS = (
-    r"[yx] >= 0|\by < grid\.height|\bx < grid\.width|\bchannel < CHANNELS|\bcell < cells|\bown >= 0|\bown < chunk"
+    r"[yx] >= 0|\by < grid\.height(?= &&)|\bx < grid\.width(?=\))|\bchannel < CHANNELS|\bcell < cells|\bown >= 0|\bown < chunk"
     r"|\bfirst \+ \w+ < rows|\bc(?: \+ 1)? < CHANNELS(?= \?)|\bcode(?: \+ 1)? < codes(?= \?)"
 )
 MUTANTS = list(mutants(cuda.source(5, (), True).text, BOUNDS))
@@ -260,7 +280,7 @@ MUTANTS = list(mutants(cuda.source(5, (), True).text, BOUNDS))
 
 def test_mutants_are_all_found() -> None:
     text = cuda.source(5, (), True).text
-    assert len(MUTANTS) == text.count("__syncthreads") + text.count("__shfl") + 15
+    assert len(MUTANTS) == text.count("__syncthreads") + text.count("__shfl") + 20
 
 
 @functools.cache
@@ -274,6 +294,8 @@ def mutation_problems() -> list[tuple]:
     for x, options, cosine in ((latent, others, True), (infinite, single, False)):
         expected = reference.pyramid_tokens(x, *options, cosine, nearest_reference.nearest_code)
         problems.append((cuda.pyramid_tokens, (x, *options, cosine), expected))
+    back = (*backward_problem((2, 3), (5, 7), (), "cubic", 3), True, True)
+    problems.append((cuda.pyramid_step_backward, back, backward.pyramid_step_backward(*back)))
     return problems
 
 
@@ -297,6 +319,6 @@ def test_no_barrier_shuffle_or_check_is_for_nothing(change: str, text: str | Non
 @pytest.mark.parametrize("whole", [False, True])
 def test_kernels_compile_without_spills(target: str, channels: int, kernel: tuple[int, ...], whole: bool) -> None:
     resources = compile_source(cuda.source(channels, kernel, whole), target).resources()
-    assert set(resources) == {"pyramid_inputs", "pyramid_tokens"}
+    assert set(resources) == {"pyramid_inputs", "pyramid_step_backward", "pyramid_tokens"}
     for name, used in resources.items():
         assert used.spilled == 0 and used.registers <= 255 and used.shared <= 48 * 1024, (name, used)
