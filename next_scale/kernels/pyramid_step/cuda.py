@@ -32,14 +32,14 @@ def source(channels: int, kernel: Size, whole: bool) -> Source:
         kernel: (), without phi's.
         whole: a block takes all output channels, as tokenizing needs; otherwise 4 of them.
     """
-    tile = 8 if whole and channels > 4 else 4
+    tile = 8 if whole and channels > 4 else 4  # of channels; both ways the same source where there are 4 or fewer
     macros = {
         "CHANNELS": channels,
         "KERNEL_Y": kernel[0] if len(kernel) == 2 else 1,
         "KERNEL_X": kernel[-1] if kernel else 1,
         "GROUP": -(-channels // tile) * tile if whole else 4,
         "TILE_C": tile,
-        "TILE_P": 4 if whole else 1,
+        "TILE_P": 4 if whole or channels <= 4 else 1,
         "THREADS": _THREADS,
         "POOL": _POOL,
         "ROW_TILES": 4 if channels <= 32 else 2 if channels <= 64 else 1,

@@ -325,8 +325,8 @@ __device__ __forceinline__ void search(const float* vectors, const unsigned* __r
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 pyramid_tokens(const float* __restrict__ target, const float* __restrict__ codes, const unsigned* __restrict__ parts,
                const float* __restrict__ half_norms, const float* __restrict__ weights,
-               const float* __restrict__ biases, const Scale* __restrict__ scales, float* latent, long long* tokens, int steps, int length, int book,
-               int height, int width, int chunk, float ratio, int method, int cosine)
+               const float* __restrict__ biases, const Scale* __restrict__ scales, float* latent, long long* tokens,
+               int steps, int length, int book, int height, int width, int chunk, float ratio, int method, int cosine)
 {
     __shared__ __align__(16) float pool[POOL];
     __shared__ unsigned long long best[WARPS * ROWS];
