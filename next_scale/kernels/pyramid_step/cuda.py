@@ -49,11 +49,11 @@ def source(channels: int, kernel: Size, whole: bool) -> Source:
 
 def usual() -> list[tuple[str, Source]]:
     """What the kernels are made for usually, in words, and their sources."""
-    kernels = {16: (3, 3), 32: (3, 3), 64: (3,), 128: (9,)}
+    sizes = [(32, (3, 3), False), (32, (3, 3), True), (64, (3,), False), (128, (9,), True)]
     return [
         (f"{channels} channels, phi {'x'.join(map(str, kernel))}{', whole' if whole else ''}",
          source(channels, kernel, whole))
-        for channels, kernel in kernels.items() for whole in (False, True)
+        for channels, kernel, whole in sizes
     ]  # fmt: skip
 
 
