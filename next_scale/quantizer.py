@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from next_scale.codebook import Codebook
 from next_scale.errors import UserError
-from next_scale.resample import default_upsampling, downsample, upsample
+from next_scale.kernels.pyramid_step import pyramid_inputs, pyramid_step, pyramid_tokens
+from next_scale.resample import default_upsampling, downsample
 from next_scale.schedule import Schedule, StrideSchedule
 
 
@@ -33,17 +34,15 @@ class QuantizerOutput:
 
 
 class Phi(nn.Module):
-    """Residual smoothing after upsampling, phi(x) = (1 - r) x + r conv(x) (VAR, arXiv 2404.02905, algorithm 1)."""
+    """Residual smoothing after upsampling, phi(x) = (1 - r) x + r conv(x) (VAR, arXiv 2404.02905, algorithm 1).
 
-    def __init__(self, channels: int, dim: int, kernel: int, ratio: float):
+    It holds the convolution; :func:`next_scale.kernels.pyramid_step.pyramid_step` applies it.
+    """
+
+    def __init__(self, channels: int, dim: int, kernel: int):
         super().__init__()
         conv = (nn.Conv1d, nn.Conv2d)[dim - 1]
         self.conv = conv(channels, channels, kernel, padding=kernel // 2)
-        self.ratio = ratio
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *grid) -> (B, C, *grid)."""
-        return torch.lerp(x, self.conv(x), self.ratio)
 
 
 class MultiScaleQuantizer(nn.Module):
@@ -127,7 +126,7 @@ class MultiScaleQuantizer(nn.Module):
         inner = self.scales if code_channels else 0
         self.code_in = nn.ModuleList(nn.Linear(self.channels, width) for _ in range(inner))
         self.code_out = nn.ModuleList(nn.Linear(width, self.channels) for _ in range(inner))
-        self.phis = nn.ModuleList(Phi(self.channels, self.dim, phi_kernel, phi_ratio) for _ in range(phis))
+        self.phis = nn.ModuleList(Phi(self.channels, self.dim, phi_kernel) for _ in range(phis))
 
     @property
     def scales(self) -> int:
@@ -205,14 +204,31 @@ class MultiScaleQuantizer(nn.Module):
         """Tokens of a residual at the size of scale k: (B, channels, *size) -> (B, n_k) int64."""
         return self._codes(residual, k)[1].view(residual.shape[0], -1)
 
-    def _contribution(
-        self, tokens: Tensor, k: int, size: tuple[int, ...], grid: tuple[int, ...], weights: Tensor | None = None
-    ) -> Tensor:
-        """What scale k adds to the latent: tokens (B, n_k) -> (B, C, *grid); a mixture with `weights` (B, n_k, V)."""
-        codes = self.vectors(tokens, k, weights).transpose(1, 2).unflatten(2, size)  # (B, n_k, C) -> (B, C, *size)
-        codes = upsample(codes, grid, self.upsampling)
+    def _add(
+        self,
+        latent: Tensor,
+        tokens: Tensor,
+        k: int,
+        schedule: Schedule,
+        shown: tuple[int, ...] | None = None,
+        weights: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sum with scale k, and the sum at the size `shown`: latent (B, C, *grid), tokens (B, n_k).
+
+        A mixture of codes with `weights` (B, n_k, V).
+        """
+        rows, codes = tokens, self.codebook(k).weight
+        if weights is not None or self.code_channels or torch.is_grad_enabled():  # codes may move before the gradient
+            rows, codes = _own_rows(self.vectors(tokens, k, weights))
         phi = self.phi_index(k)
-        return codes if phi is None else self.phis[phi](codes)
+        smoothing = () if phi is None else (self.phis[phi].conv.weight, self.phis[phi].conv.bias, self.phi_ratio)
+        return pyramid_step(latent, rows, codes, schedule.sizes[k], shown, self.upsampling, *smoothing)
+
+    def _smoothing(self) -> tuple[list[Tensor], list[Tensor], float, list[int]]:
+        """Weights and biases of the phi's, r, and which phi each scale uses."""
+        convolutions = [phi.conv for phi in self.phis]
+        which = [self.phi_index(k) for k in range(self.scales)] if convolutions else []
+        return [conv.weight for conv in convolutions], [conv.bias for conv in convolutions], self.phi_ratio, which
 
     def vectors(self, tokens: Tensor, k: int, weights: Tensor | None = None) -> Tensor:
         """Codes of scale k in the pyramid's channels: tokens (B, n) -> (B, n, channels).
@@ -248,10 +264,9 @@ class MultiScaleQuantizer(nn.Module):
             residual = downsample(target - total.detach(), size)
             vectors, found = self._codes(residual, k)
             ids = found.view(inside.shape[0], -1)
-            part = self._contribution(ids, k, size, schedule.grid)
+            total, _ = self._add(total, ids, k, schedule)
             if learn:  # after the look-up: a code that is moved now was not what these vectors chose
                 self.codebook(k).learn(vectors.detach(), found)
-            total = total + part
             loss = loss + self.commitment * F.mse_loss(inside, total.detach()) + F.mse_loss(total, target)
             if keep is None:
                 kept = total
@@ -287,17 +302,21 @@ class MultiScaleQuantizer(nn.Module):
             vectors, _ = self._codes(residual, k)
             self.codebook(k).start(_subsample(vectors, 64 * self.codebook_size), iterations)
             ids = self.codebook(k).nearest(vectors)
-            total = total + self._contribution(ids.view(inside.shape[0], -1), k, size, schedule.grid)
+            total, _ = self._add(total, ids.view(inside.shape[0], -1), k, schedule)
 
     @torch.no_grad()
     def encode(self, latent: Tensor) -> Tensor:
         """Tokens of a latent: (B, C, *grid) -> (B, L) int64."""
         inside = self.project_in(latent)
         schedule = self.schedule_at(tuple(inside.shape[2:]))
+        if not self.code_channels:
+            codes = [book.weight for book in self.codebooks]
+            smoothing = self._smoothing()
+            return pyramid_tokens(inside, codes, schedule.sizes, self.upsampling, *smoothing, self.cosine)
         total, tokens = torch.zeros_like(inside), []
         for k, size in enumerate(schedule.sizes):
             tokens.append(self.nearest(downsample(inside - total, size), k))
-            total = total + self._contribution(tokens[-1], k, size, schedule.grid)
+            total, _ = self._add(total, tokens[-1], k, schedule)
         return torch.cat(tokens, 1)
 
     def decode(self, tokens: Tensor, scales: int | None = None, grid: tuple[int, ...] | None = None) -> Tensor:
@@ -311,7 +330,7 @@ class MultiScaleQuantizer(nn.Module):
         schedule = self._schedule_of(grid, tokens.shape[1])
         total = self.initial_latent(tokens.shape[0], schedule.grid)
         for k, ids in enumerate(schedule.split(tokens)[:scales]):
-            total = total + self._contribution(ids, k, schedule.sizes[k], schedule.grid)
+            total, _ = self._add(total, ids, k, schedule)
         return self.project_out(total)
 
     def _schedule_of(self, grid: tuple[int, ...] | None, length: int | None = None) -> Schedule:
@@ -340,11 +359,8 @@ class MultiScaleQuantizer(nn.Module):
             The sum with scale k, and the next scale's input (B, n_{k+1}, channels), None after the last scale.
         """
         schedule = self.schedule_at(tuple(latent.shape[2:]))
-        latent = latent + self._contribution(tokens, k, schedule.sizes[k], schedule.grid, weights)
-        if k + 1 == schedule.scales:
-            return latent, None
-        shown = downsample(latent, schedule.sizes[k + 1])
-        return latent, shown.flatten(2).transpose(1, 2)  # (B, C, *size) -> (B, n, C)
+        shown = schedule.sizes[k + 1] if k + 1 < schedule.scales else None
+        return self._add(latent, tokens, k, schedule, shown, weights)
 
     @torch.no_grad()
     def teacher_forcing(self, tokens: Tensor, grid: tuple[int, ...] | None = None) -> Tensor:
@@ -358,12 +374,18 @@ class MultiScaleQuantizer(nn.Module):
             (B, L - n_0, channels).
         """
         schedule = self._schedule_of(grid, tokens.shape[1])
-        latent = self.initial_latent(tokens.shape[0], schedule.grid)
-        inputs = []
-        for k, ids in enumerate(schedule.split(tokens)[:-1]):
-            latent, shown = self.step(latent, ids, k)
-            inputs.append(shown)
-        return torch.cat(inputs, 1) if inputs else latent.new_zeros(tokens.shape[0], 0, self.channels)
+        codes = [book.weight for book in self.codebooks]
+        if self.code_channels:
+            vectors = [self.vectors(ids, k) for k, ids in enumerate(schedule.split(tokens))]
+            tokens, table = _own_rows(torch.cat(vectors, dim=1))
+            codes = [table]
+        return pyramid_inputs(tokens, codes, schedule.sizes, self.upsampling, *self._smoothing())
+
+
+def _own_rows(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors (B, n, C) as a table of their own (B n, C), and the row of each: (B, n)."""
+    batch, count = vectors.shape[:2]
+    return torch.arange(batch * count, device=vectors.device).view(batch, count), vectors.flatten(0, 1)
 
 
 def _subsample(vectors: Tensor, most: int) -> Tensor:
