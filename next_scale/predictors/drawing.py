@@ -69,6 +69,9 @@ class Drawer:
         tolerance = None if self.sure is None else TOLERANCE * float(logits.abs().amax())
         if logits.shape[0] > self.batch:
             logits = guide(*logits.chunk(2), strength)
+        bias = None if self.known is None or not isinstance(places, slice) else self.known.bias(places)
+        if bias is not None:
+            logits = logits + bias.to(self.device)
         noise = None if self._streams is None else self._next_noise(logits.shape[1])
         weights, certain = None, None
         if self.sampling.smooth and noise is not None:

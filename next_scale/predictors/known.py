@@ -31,6 +31,10 @@ class Known:
     def enter(self, k: int, latent: Tensor) -> None:
         """Told before scale k is drawn, with the sum of the scales before it: (B, C, *grid)."""
 
+    def bias(self, places: slice) -> Tensor | None:
+        """What is added to the logits of these tokens of the scale being drawn, (B, n, V); None for nothing."""
+        return None
+
 
 class Evidence(Known):
     """A latent of which a part is known: at every scale known places take what is still missing there.
@@ -40,33 +44,60 @@ class Evidence(Known):
     scales correct what earlier ones did to the known part. Only what is known counts: a coarse token that stands for
     known and unknown places gets the mean of the known ones, and is forced where more than half of its area is known.
 
+    With `doubt` nothing is forced: the latent counts as the truth plus Gaussian noise of that spread, and tokens are
+    drawn from the product of the model's probability and the likelihood of what is missing. So a degraded sample is
+    re-encoded as something that the model holds likely. Little doubt comes near forcing, much near free drawing.
+
     Args:
         quantizer: of an absolute schedule.
         latent: (B, C', *grid) float32, as the autoencoder gives it; where unknown, anything finite.
         weight: (B, *grid) in [0, 1], how well each place is known.
+        whole: the first so many scales take all of the latent as known, whatever the weight.
+        doubt: standard deviation of the noise in every channel of the pyramid; 0 is none.
 
-    Shape notation: see :class:`Known`.
+    Shape notation: see :class:`Known`; V codes.
     """
 
-    def __init__(self, quantizer: MultiScaleQuantizer, latent: Tensor, weight: Tensor) -> None:
+    def __init__(
+        self, quantizer: MultiScaleQuantizer, latent: Tensor, weight: Tensor, whole: int = 0, doubt: float = 0.0
+    ) -> None:
         self.quantizer, self.schedule = quantizer, quantizer.schedule_at(tuple(latent.shape[2:]))
         self.weight = weight[:, None].to(latent)  # (B, *grid) -> (B, 1, *grid)
+        self.whole, self.doubt = whole, doubt
+        self._scale: tuple[int, Tensor] | None = None  # first token of the scale being drawn, and its bias
         with torch.no_grad():
             self.target = quantizer.project_in(latent)
-        shares = [downsample(self.weight, size).flatten(1) for size in self.schedule.sizes]  # (B, 1, *size) -> (B, n_k)
-        forced = torch.cat(shares, dim=1) > _MOST
+        shares = [self._share(k).flatten(1) for k in range(self.schedule.scales)]  # (B, 1, *size) -> (B, n_k)
+        forced = (torch.cat(shares, dim=1) > _MOST) & (doubt == 0)
         super().__init__(torch.zeros_like(forced, dtype=torch.int64), forced)
+
+    def _share(self, k: int) -> Tensor:
+        """How much of the area of every token of scale k is known: (B, 1, *size)."""
+        return downsample(torch.ones_like(self.weight) if k < self.whole else self.weight, self.schedule.sizes[k])
 
     def rows(self, rows: slice) -> Evidence:
         part = object.__new__(Evidence)
-        part.quantizer, part.schedule = self.quantizer, self.schedule
-        part.target, part.weight = self.target[rows], self.weight[rows]
+        part.quantizer, part.schedule, part.whole, part.doubt = self.quantizer, self.schedule, self.whole, self.doubt
+        part.target, part.weight, part._scale = self.target[rows], self.weight[rows], None
         Known.__init__(part, self.tokens[rows].clone(), self.forced[rows])
         return part
 
     @torch.no_grad()
     def enter(self, k: int, latent: Tensor) -> None:
         size, start, count = self.schedule.sizes[k], self.schedule.starts[k], self.schedule.counts[k]
-        missing = downsample((self.target - latent) * self.weight, size)
-        missing = missing / downsample(self.weight, size).clamp_min(1e-6)  # the mean of what is known
-        self.tokens[:, start : start + count] = self.quantizer.nearest(missing, k)
+        weight = torch.ones_like(self.weight) if k < self.whole else self.weight
+        share = self._share(k)
+        missing = downsample((self.target - latent) * weight, size) / share.clamp_min(1e-6)  # mean of what is known
+        if not self.doubt:
+            self.tokens[:, start : start + count] = self.quantizer.nearest(missing, k)
+            return
+        codes = self.quantizer.vectors(torch.arange(self.quantizer.codebook_size, device=latent.device), k)
+        missing, share = (x.flatten(2).transpose(1, 2) for x in (missing, share))  # (B, C, *size) -> (B, n, C)
+        squares = torch.cdist(missing, codes[None]).square()
+        self._scale = start, squares * share / (-2 * self.doubt**2)
+
+    def bias(self, places: slice) -> Tensor | None:
+        if self._scale is None:
+            return None
+        start, bias = self._scale
+        return bias[:, places.start - start : places.stop - start]
