@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audio_var.cli.clips import windows_for
+from audio_var.gap import Gap, carry_error, fill_gap
 from next_scale import editing
 from next_scale.cli import sample_seed
 from next_scale.condition import collate_conditions
@@ -26,6 +27,7 @@ from next_scale.sampling import SamplingOptions
 FADE = 0.010  # seconds of what is kept over which it gives way
 MOVED = 0.020  # seconds that what is drawn may be moved to fit: a period of 50 Hz
 _SHORTEST = 0.001  # seconds
+_DOUBT, _GUESS = 0.3, 0.1  # of the first guess for a gap, see `next_scale.editing.redraw`
 
 Advance = Callable[[float], None]
 """Is told the share of the work, of 1, that has just been done."""
@@ -103,7 +105,8 @@ class Editor:
             hidden = torch.zeros(size, dtype=torch.bool)
             hidden[position - begin : end - begin] = True
             hidden[total - begin :] = True  # beyond the end is nothing known
-            drawn = self._drawn(window, hidden, number, candidates, passes)
+            gap = Gap(position - begin, min(end - begin, size), self.rate, after=end < min(total, begin + size))
+            drawn = self._drawn(window, hidden, gap, min(size, total - begin), number, candidates, passes)
             place = position - begin, until - begin
             whole = self._joined(window, drawn, place, kept_after=until == end < total)
             out[begin : begin + len(whole)] = whole[: total - begin]
@@ -111,17 +114,31 @@ class Editor:
             position, number = until, number + 1
         return out
 
-    def _drawn(self, window: Tensor, hidden: Tensor, number: int, candidates: int, passes: int) -> Tensor:
-        """The model's version of a window (N,) of which a part is hidden, (N,) bool."""
-        sample = window.masked_fill(hidden, 0)[None, None].to(self.model.tokenizer.device)
+    def _drawn(
+        self, window: Tensor, hidden: Tensor, gap: Gap, length: int, number: int, candidates: int, passes: int
+    ) -> Tensor:
+        """The model's version of a window (N,) of which a part is hidden, (N,) bool; its first `length` samples count.
+
+        It draws near a first guess, what is beside the gap drawn across it, as far as tokens allow.
+        """
+        sample, doubt = window.masked_fill(hidden, 0), 0.0
+        guess = fill_gap(sample[None, :length], gap)
+        if guess is not None:
+            guess = F.pad(guess[0], (0, len(window) - length))
+            sample = self._joined(sample, guess, (gap.start, gap.end), gap.after)
+            doubt = _DOUBT
+        device = self.model.tokenizer.device
         with torch.inference_mode():
-            latent = self.codec.encode(sample)
-            weight = editing.grid_weight(hidden[None].to(latent.device), latent.shape[2:])
+            latent = self.codec.encode(sample[None, None].to(device))
+            weight = editing.grid_weight(hidden[None].to(device), latent.shape[2:])
             latent = editing.redraw(
                 self.model, latent, weight, self._conditions(1), [sample_seed(self.seed, number)], self.sampling,
-                candidates=candidates, passes=passes,
+                doubt=doubt, guess=_GUESS, candidates=candidates, passes=passes,
             )  # fmt: skip
-            return self.codec.decode(latent)[0, 0].cpu().clone()
+            decoded = self.codec.decode(latent)[0, 0].cpu()
+        drawn = decoded.clone()
+        drawn[:length] = carry_error(window[None, :length], drawn[None, :length], gap)[0]
+        return drawn
 
     def _joined(self, kept: Tensor, drawn: Tensor, place: tuple[int, int], kept_after: bool) -> Tensor:
         """A window (N,) with what was drawn in its place, from one sample to another, cross-faded at its borders."""

@@ -90,17 +90,19 @@ def vary(
 
 def redraw(
     model: Generator, latent: Tensor, weight: Tensor, condition: Mapping[str, Tensor], seeds: Sequence[int],
-    sampling: SamplingOptions | None = None, doubt: float = 0.0, candidates: int = 1, passes: int = 1,
+    sampling: SamplingOptions | None = None, doubt: float = 0.0, guess: float = 1.0, candidates: int = 1,
+    passes: int = 1,
 ) -> Tensor:  # fmt: skip
     """Draw what is unknown of latents so that it fits what is known.
 
     Args:
-        latent: (B, C, *grid) float32, as the autoencoder gives it; where unknown, anything finite.
+        latent: (B, C, *grid) float32, as the autoencoder gives it; where unknown, a guess, or anything finite.
         weight: (B, *grid) in [0, 1], how well each place is known.
         condition: field -> (B,) int64.
         seeds: B integers.
-        doubt: what is known counts as the truth plus noise of this standard deviation, see
-            :class:`next_scale.predictors.known.Evidence`.
+        doubt: where it is not known, the latent counts as the truth plus noise of this share of its own standard
+            deviation, see :class:`next_scale.predictors.known.Evidence`; 0 is to know nothing there.
+        guess: how much an unknown place counts beside a known one in that, from 0 to 1.
         candidates: draw so many, and take the one under which the tokens that are known are the likeliest: a coarse
             token that was drawn badly makes the known ones below it unlikely (importance sampling).
         passes: after the first, the coarser half of the scales is taken from the whole result, and the finer half is
@@ -119,13 +121,13 @@ def redraw(
         latent, weight = (x.repeat_interleave(candidates, 0) for x in (latent, weight))
         condition = {name: value.repeat_interleave(candidates, 0) for name, value in condition.items()}
         seeds = [sample_seed(seed, number) for seed in seeds for number in range(candidates)]
-    evidence = Evidence(quantizer, latent, weight, doubt=doubt)
+    evidence = Evidence(quantizer, latent, weight, doubt=doubt, guess=guess)
     tokens, found = _generate(model, condition, seeds, sampling, schedule, evidence=evidence)
     for number in range(1, passes):
         again = [sample_seed(seed, -number) for seed in seeds]
         known = weight.view(len(weight), 1, *weight.shape[1:])
         mixed = torch.lerp(found, latent, known.to(latent))
-        evidence = Evidence(quantizer, mixed, weight, whole=schedule.scales // 2, doubt=doubt)
+        evidence = Evidence(quantizer, mixed, weight, schedule.scales // 2, doubt, guess)
         tokens, found = _generate(model, condition, again, sampling, schedule, evidence=evidence)
     if candidates == 1:
         return found
