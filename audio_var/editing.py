@@ -17,6 +17,7 @@ from torch import Tensor
 
 from audio_var.cli.clips import windows_for
 from audio_var.gap import Gap, carry_error, fill_gap
+from audio_var.repair import banded, masked
 from next_scale import editing
 from next_scale.cli import sample_seed
 from next_scale.condition import collate_conditions
@@ -27,7 +28,6 @@ from next_scale.sampling import SamplingOptions
 FADE = 0.010  # seconds of what is kept over which it gives way
 MOVED = 0.020  # seconds that what is drawn may be moved to fit: a period of 50 Hz
 _SHORTEST = 0.001  # seconds
-_DOUBT, _GUESS = 0.3, 0.1  # of the first guess for a gap, see `next_scale.editing.redraw`
 
 Advance = Callable[[float], None]
 """Is told the share of the work, of 1, that has just been done."""
@@ -126,14 +126,14 @@ class Editor:
         if guess is not None:
             guess = F.pad(guess[0], (0, len(window) - length))
             sample = self._joined(sample, guess, (gap.start, gap.end), gap.after)
-            doubt = _DOUBT
+            doubt = editing.DOUBT
         device = self.model.tokenizer.device
         with torch.inference_mode():
             latent = self.codec.encode(sample[None, None].to(device))
             weight = editing.grid_weight(hidden[None].to(device), latent.shape[2:])
             latent = editing.redraw(
                 self.model, latent, weight, self._conditions(1), [sample_seed(self.seed, number)], self.sampling,
-                doubt=doubt, guess=_GUESS, candidates=candidates, passes=passes,
+                doubt=doubt, guess=editing.GUESS, candidates=candidates, passes=passes,
             )  # fmt: skip
             decoded = self.codec.decode(latent)[0, 0].cpu()
         drawn = decoded.clone()
@@ -187,11 +187,47 @@ class Editor:
         audio, other = (F.pad(one, (0, longest - len(one))) for one in (audio, other))
         windows = windows_for(self.model.tokenizer, longest)
         others = iter(windows.cut(other.numpy()))
-        quantizer = self.model.tokenizer.quantizer
 
         def edit(latent: Tensor, seeds: list[int]) -> Tensor:
             also = self.codec.encode(next(others)[None].to(latent.device))
-            return quantizer.decode(quantizer.encode(torch.lerp(latent, also, amount)), grid=tuple(latent.shape[2:]))
+            return editing.between(self.model, latent, also, amount)
+
+        return self._through(audio, edit)
+
+    def denoise(self, audio: Tensor) -> Tensor:
+        """Take steady noise off: (T,) -> (T,).
+
+        The recording, with the noise subtracted that is in its quietest frames, is re-encoded as something that the
+        model holds likely, and tells how much of every bin of the recording to keep, see
+        :func:`audio_var.repair.masked`.
+        """
+        return masked(audio, self.rate, self._likely(masked(audio, self.rate)))
+
+    def upsample(self, audio: Tensor, cutoff: float, passes: int = 2) -> Tensor:
+        """Add what a recording of a lower rate lacks above half of that rate: (T,) -> (T,).
+
+        Args:
+            audio: already at the model's rate; below the cutoff it keeps its own samples.
+            cutoff: Hz, half the lower rate.
+            passes: how often the result is re-encoded as something that the model holds likely.
+
+        Raises:
+            UserError: a cutoff that is not between 0 and half the model's rate.
+        """
+        if not 0 < cutoff < self.rate / 2:
+            raise UserError(f"a cutoff lies between 0 and {self.rate / 2:,.0f} Hz, got {cutoff:g}")
+        wide = audio
+        for _ in range(passes):
+            wide = banded(audio, self._likely(wide), cutoff, self.rate)
+        return wide
+
+    def _likely(self, audio: Tensor) -> Tensor:
+        """A recording re-encoded as something that the model holds likely: (T,) -> (T,)."""
+
+        def edit(latent: Tensor, seeds: list[int]) -> Tensor:
+            nothing = latent.new_zeros(len(latent), latent.shape[2])
+            condition = self._conditions(len(latent))
+            return editing.redraw(self.model, latent, nothing, condition, seeds, self.sampling, doubt=editing.DEGRADED)
 
         return self._through(audio, edit)
 

@@ -23,8 +23,10 @@ from next_scale.resample import downsample
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule, StrideSchedule
 
-KEEP = ("coarse", "fine")
-"""Which scales of a variation stay."""
+DOUBT, GUESS = 0.3, 0.1
+"""Of a first guess for what is hidden, from what is around it: see :func:`redraw`. Set on held-out notes."""
+DEGRADED = 1.5
+"""Doubt of a sample that is degraded everywhere."""
 
 
 def grid_weight(hidden: Tensor, grid: Sequence[int]) -> Tensor:
@@ -133,6 +135,18 @@ def redraw(
         return found
     score = known_log_prob(model, tokens, evidence.forced, condition).unflatten(0, (-1, candidates))
     return found.unflatten(0, (-1, candidates))[torch.arange(len(score)), score.argmax(1)]
+
+
+@torch.no_grad()
+def between(model: Generator, first: Tensor, second: Tensor, amount: float) -> Tensor:
+    """What lies between two latents (B, C, *grid), through the quantizer: (B, C, *grid).
+
+    Args:
+        amount: 0 is the first, 1 the second.
+    """
+    quantizer = model.tokenizer.quantizer
+    tokens = quantizer.encode(torch.lerp(first, second, amount))
+    return quantizer.decode(tokens, grid=tuple(first.shape[2:]))
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audio_var.cli.backend import BACKEND
-from next_scale.cli import real_number, sample_seed, whole_number
+from next_scale.cli import real_number, sample_seed
 from next_scale.commands import edit
 from next_scale.commands.edit import Edit, Job
 from next_scale.errors import UserError
@@ -32,7 +32,11 @@ _EPILOG = """examples:
   audio-var edit note.wav longer.wav --continue 2.0 --seed 1
   audio-var edit note.wav other.wav --variation 0.4 --count 4 --plot others.png
   audio-var edit note.wav brass.wav --relabel brass --pitch 60
-  audio-var edit note.wav between.wav --interpolate second.wav --amount 0.3"""
+  audio-var edit note.wav between.wav --interpolate second.wav --amount 0.3
+  audio-var edit noisy.wav clean.wav --denoise --label flute --pitch 72
+  audio-var edit note_8khz.wav note_16khz.wav --upsample --label flute --pitch 72"""
+
+_DRAWN = "--inpaint and --continue"
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -52,22 +56,19 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         metavar="S",
         help="append S seconds, in windows that each know the one before. IN keeps its samples, but for its last 10 ms",
     )
-    parser.add_argument(
-        "--candidates",
-        type=whole_number(1, 64),
-        default=1,
-        metavar="N",
-        help="for --inpaint and --continue: draw N, and take the one under which what is known is the likeliest "
-        "(default: 1)",
+    verbs.add_argument(
+        "--denoise",
+        action="store_true",
+        help="take steady noise off. Phases stay those of IN, and so does all that stands out of the noise; what the "
+        "model holds likely decides the rest: tell it --label and --pitch",
     )
-    parser.add_argument(
-        "--passes",
-        type=whole_number(1, 16),
-        default=1,
-        metavar="N",
-        help="for --inpaint and --continue: draw the finer half of the scales N times, each time with coarser scales "
-        "taken from the whole result (default: 1)",
+    verbs.add_argument(
+        "--upsample",
+        action="store_true",
+        help="add what a recording of a lower rate than the model's lacks above half of its rate, from 1,000 Hz up to "
+        "any rate below the model's; what is below stays",
     )
+    edit.add_drawing_options(parser, _DRAWN)
     parser.set_defaults(run=run)
 
 
@@ -82,17 +83,17 @@ def _span(text: str) -> tuple[float, float]:
 
 def run(args: argparse.Namespace) -> None:
     """Edit, write, and say where."""
-    if args.inpaint is None and args.seconds is None and (args.candidates > 1 or args.passes > 1):
-        raise UserError("--candidates and --passes are for --inpaint and --continue: leave them out")
+    edit.check_drawing_options(args, args.inpaint is not None or args.seconds is not None, _DRAWN)
     edit.run(args, BACKEND, _edit_of)
 
 
 def _edit_of(args: argparse.Namespace, model: Generator, options: SamplingOptions, original: Tensor) -> Edit:
     from audio_var.editing import Editor, check_span
+    from audio_var.io import check_audio
 
     audio = original[0]
     rate = model.tokenizer.autoencoder.sample_rate
-    other = None
+    other, cutoff = None, 0.0
     if args.inpaint is not None:
         check_span(*args.inpaint, len(audio) / rate)
         text = "{:g} to {:g} s drawn anew".format(*args.inpaint)
@@ -101,6 +102,16 @@ def _edit_of(args: argparse.Namespace, model: Generator, options: SamplingOption
     elif args.interpolate is not None:
         other = BACKEND.read(Path(args.interpolate), model.tokenizer, args).sample[0]
         text = f"{edit.amount(args):.0%} of the way to {args.interpolate}"
+    elif args.denoise:
+        text = "noise taken off"
+    elif args.upsample:
+        cutoff = check_audio(args.input).samplerate / 2
+        if cutoff >= rate / 2:
+            raise UserError(
+                f"{args.input} has {2 * cutoff:,.0f} samples a second, and the model {rate:,}: --upsample takes a "
+                "lower rate"
+            )
+        text = f"drawn above {cutoff:,.0f} Hz"
     else:
         text = edit.varied_text(args, model.tokenizer.quantizer.scales)
 
@@ -111,6 +122,10 @@ def _edit_of(args: argparse.Namespace, model: Generator, options: SamplingOption
             return editor.continued(audio, args.seconds, args.candidates, args.passes)
         if other is not None:
             return editor.interpolate(audio, other, edit.amount(args))
+        if args.denoise:
+            return editor.denoise(audio)
+        if args.upsample:
+            return editor.upsample(audio, cutoff)
         return editor.vary(audio, edit.strength(args), args.keep_scales or "coarse")
 
     def samples(jobs: Sequence[Job]) -> Iterator[Tensor]:

@@ -112,6 +112,31 @@ def add_parser(
     return parser, verbs
 
 
+def add_drawing_options(parser: argparse.ArgumentParser, what: str) -> None:
+    """``--candidates`` and ``--passes``, for verbs that draw `what`."""
+    parser.add_argument(
+        "--candidates",
+        type=whole_number(1, 64),
+        default=1,
+        metavar="N",
+        help=f"for {what}: draw N, and take the one under which what is known is the likeliest (default: 1)",
+    )
+    parser.add_argument(
+        "--passes",
+        type=whole_number(1, 16),
+        default=1,
+        metavar="N",
+        help=f"for {what}: draw the finer half of the scales N times, each time with coarser scales taken from the "
+        "whole result (default: 1)",
+    )
+
+
+def check_drawing_options(args: argparse.Namespace, wanted: bool, what: str) -> None:
+    """Raise UserError where these options are given to a verb that does not draw `what`."""
+    if not wanted and (args.candidates > 1 or args.passes > 1):
+        raise UserError(f"--candidates and --passes are for {what}: leave them out")
+
+
 def _share(text: str) -> float:
     try:
         number = float(text)

@@ -113,6 +113,18 @@ def test_between_two(edit, note, tmp_path):
     assert np.abs(read(tmp_path / "out.wav") - made[1]).max() < 1e-3
 
 
+def test_repair(edit, note, tmp_path):
+    noisy = note + 0.02 * np.random.default_rng(0).standard_normal(len(note)).astype(np.float32)
+    soundfile.write(tmp_path / "noisy.wav", noisy, RATE)
+    assert "noise taken off" in edit("--denoise", source="noisy.wav")
+    made = read(tmp_path / "out.wav")
+    assert made.shape == note.shape and 0 < np.linalg.norm(made) < np.linalg.norm(noisy)  # nothing gets louder
+    soundfile.write(tmp_path / "low.wav", tone(0.2, 8_000), 8_000)
+    assert "drawn above 4,000 Hz" in edit("--upsample", source="low.wav")
+    spectrum = np.abs(np.fft.rfft(read(tmp_path / "out.wav")))
+    assert spectrum.argmax() == 88 and spectrum[900:].max() > 20 * np.abs(np.fft.rfft(note))[900:].max()
+
+
 def test_in_place_by_force_only(edit, note, tmp_path, fails, tiny_checkpoint):
     message = fails("edit", "in.wav", "in.wav", "--checkpoint", tiny_checkpoint, "--inpaint", "0.1:0.12")
     assert "in.wav is what is read: write elsewhere, or give --force" in message
@@ -141,6 +153,7 @@ def test_in_place_by_force_only(edit, note, tmp_path, fails, tiny_checkpoint):
         (["--variation", "0.5", "--amount", "0.5"], "--amount is for --relabel and --interpolate"),
         (["--variation", "0.5", "--passes", "2"], "are for --inpaint and --continue"),
         (["--inpaint", "0.1:0.15", "--keep", "fine"], "is for --variation and --relabel"),
+        (["--upsample"], "in.wav has 16,000 samples a second, and the model 16,000: --upsample takes a lower rate"),
         (["--relabel", "trumpet"], "unknown label 'trumpet'"),
         (["--relabel", "flute", "--label", "bass"], "--relabel says the label"),
         (["--interpolate", "missing.wav"], "missing.wav"),
