@@ -218,16 +218,16 @@ class Editor:
             raise UserError(f"a cutoff lies between 0 and {self.rate / 2:,.0f} Hz, got {cutoff:g}")
         wide = audio
         for _ in range(passes):
-            wide = banded(audio, self._likely(wide), cutoff, self.rate)
+            wide = banded(audio, self._likely(wide, editing.DEGRADED / 2), cutoff, self.rate)
         return wide
 
-    def _likely(self, audio: Tensor) -> Tensor:
+    def _likely(self, audio: Tensor, doubt: float = editing.DEGRADED) -> Tensor:
         """A recording re-encoded as something that the model holds likely: (T,) -> (T,)."""
 
         def edit(latent: Tensor, seeds: list[int]) -> Tensor:
             nothing = latent.new_zeros(len(latent), latent.shape[2])
             condition = self._conditions(len(latent))
-            return editing.redraw(self.model, latent, nothing, condition, seeds, self.sampling, doubt=editing.DEGRADED)
+            return editing.redraw(self.model, latent, nothing, condition, seeds, self.sampling, doubt)
 
         return self._through(audio, edit)
 
