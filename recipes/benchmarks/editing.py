@@ -277,8 +277,9 @@ def write_page(results: dict, command: str) -> str:
 `{command}`
 
 {results["clips"]} held-out notes of the shipped model's data, of pitches that it did not hear, and {results["images"]}
-test images of Fashion-MNIST. *Told* is a model that is told label, pitch and velocity of a note, or the label of an image;
-what is hidden it never sees. Bold is the best of a column but for the floor, a sample through the tokenizer and back.
+test images of Fashion-MNIST. *Told* is a model that is told label, pitch and velocity of a note, or the label of an
+image; what is hidden it never sees. Bold is the best of a column but for the floor, a sample through the tokenizer and
+back.
 
 ## Gaps and continuations (`--inpaint`, `--continue`)
 
