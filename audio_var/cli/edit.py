@@ -41,7 +41,7 @@ _DRAWN = "--inpaint and --continue"
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``edit``."""
-    parser, verbs = edit.add_parser(subparsers, BACKEND, _DESCRIPTION, _EPILOG, ("--keep", "--keep-scales"))
+    parser, verbs = edit.add_parser(subparsers, BACKEND, _DESCRIPTION, _EPILOG, ("--keep", "--keep-scales"), False)
     verbs.add_argument(
         "--inpaint",
         type=_span,
@@ -132,4 +132,14 @@ def _edit_of(args: argparse.Namespace, model: Generator, options: SamplingOption
         for condition, number in jobs:
             yield edited(Editor(model, condition, sample_seed(args.seed, number), options))[None]
 
-    return Edit(samples, text)
+    return Edit(samples, text + _adapted(args.input, rate))
+
+
+def _adapted(path: str, rate: int) -> str:
+    """What was done to a recording before it was edited, for people."""
+    from audio_var.io import check_audio
+
+    info = check_audio(path)
+    done = [f"resampled from {info.samplerate:,} Hz"] if info.samplerate != rate else []
+    done += ["mixed to mono"] if info.channels > 1 else []
+    return f"; {path} was {' and '.join(done)}" if done else ""

@@ -49,7 +49,7 @@ class Edit(NamedTuple):
 
 def add_parser(
     subparsers: argparse._SubParsersAction, backend: Backend, description: str, epilog: str,
-    keep: Sequence[str] = ("--keep-scales",),
+    keep: Sequence[str] = ("--keep-scales",), batched: bool = True,
 ) -> tuple[argparse.ArgumentParser, argparse._MutuallyExclusiveGroup]:  # fmt: skip
     """Add ``edit`` for a backend: all but its own verbs, which it adds to the group, and ``run``.
 
@@ -57,12 +57,13 @@ def add_parser(
 
     Args:
         keep: names of the option for the scales that stay.
+        batched: whether several results are computed at once.
     """
     parser = subparsers.add_parser("edit", description=description, epilog=epilog)
     parser.add_argument("input", metavar="IN", help=f"{backend.content} file ({', '.join(backend.typical)}, ...)")
     written = ", ".join(f".{name}" for name in backend.formats)
     parser.add_argument("output", metavar="OUT", help=f"{backend.content} file to write: {written}")
-    verbs = parser.add_mutually_exclusive_group(required=True)
+    verbs = parser.add_argument_group("verbs", "One of these").add_mutually_exclusive_group(required=True)
     verbs.add_argument(
         "--variation",
         type=_share,
@@ -108,7 +109,7 @@ def add_parser(
     add_condition_options(parser, backend.fields)
     add_sampling_options(parser)
     add_int8_option(parser)
-    add_model_options(parser)
+    add_model_options(parser, batched=batched)
     return parser, verbs
 
 

@@ -79,7 +79,8 @@ def test_other_rates_channels_and_lengths(edit, tmp_path):
     """Two channels at 22,050 Hz become one at 16,000; a clip shorter than a window keeps its length."""
     stereo = np.stack([tone(0.05, 22_050)] * 2, 1)
     soundfile.write(tmp_path / "stereo.wav", stereo, 22_050)
-    edit("--inpaint", "0.02:0.03", source="stereo.wav")
+    text = edit("--inpaint", "0.02:0.03", source="stereo.wav")
+    assert "; stereo.wav was resampled from 22,050 Hz and mixed to mono (seed 0)" in text
     made = read(tmp_path / "out.wav")
     assert made.shape == (800,) and np.abs(made[:160] - tone(0.05)[:160]).max() < 0.02
 
