@@ -34,7 +34,7 @@ class AudioModel(Pipeline):
         (torch.Size([16384]), torch.Size([16384]))
         >>> editor.denoise(note + 0.01 * torch.randn(16384)).shape, editor.upsample(note, cutoff=4000).shape
         (torch.Size([16384]), torch.Size([16384]))
-        >>> brass = model.editor(label="brass", pitch=60).vary(note, 0.7)  # --relabel brass
+        >>> brass = model.editor(label="brass", pitch=60).vary(note, 0.8)  # --relabel brass
 
         Args:
             seed, sampling, condition: see :meth:`next_scale.pipeline.Pipeline.__call__`; the condition is that of the

@@ -32,6 +32,7 @@ def test_page():
             "continued": {"hidden": {"last frame held": 3.0} | hidden, "kept": {"edit, told": 0.2}},
         },
         "noise": {"0": quality},
+        "relabels": [{"strength": 0.5, "keep": "fine", "new": 0.75, "old": 0.125, "in_tune": 1.0}],
         "bands": {"4000": quality},
         "masks": {"box": {name: {"l1": value, "ssim": value} for name, value in hidden.items()}},
     }
@@ -39,4 +40,5 @@ def test_page():
     assert page.count("**") % 2 == 0 and "7 held-out notes" in page and "9" in page
     assert "| silence | 4.000 | 4.000 |" in page and "| edit, told | **1.000** | **1.000** |" in page
     assert "| spectrogram frames interpolated (held, where nothing follows) | 2.000 | 3.000 |" in page
+    assert "| 50%, fine | 75.0% | 12.5% | 100.0% |" in page
     assert "| silence | **4.0** | **-4.000** |" in page

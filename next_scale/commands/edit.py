@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from next_scale.model import Generator
     from next_scale.sampling import SamplingOptions
 
-AMOUNTS = {"relabel": 0.7, "interpolate": 0.5}
+AMOUNTS = {"relabel": 0.8, "interpolate": 0.5}
 """What ``--amount`` is by default, for the verbs that take it."""
 
 Job = tuple[dict[str, int], int]

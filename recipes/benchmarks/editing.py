@@ -23,6 +23,7 @@ from torch import Tensor
 from audio_var.cli.models import open_generator as open_audio
 from audio_var.data.datamodule import AudioDataModule
 from audio_var.editing import Editor as AudioEditor
+from audio_var.evaluator import load_evaluator
 from audio_var.gap import Gap, fill_gap
 from audio_var.losses import MelDistance
 from audio_var.metrics import si_sdr
@@ -35,7 +36,7 @@ from image_var.metrics import ssim
 from next_scale.cli import Outputs, Parser, progress, run_program, sample_seed, whole_number
 from next_scale.condition import collate_conditions
 from next_scale.model import Generator
-from next_scale.report import markdown_table, number, write_report
+from next_scale.report import markdown_table, number, percent, write_report
 
 GAPS = {"gap 0.3 to 0.6 s": (0.3, 0.6), "gap 0.2 to 0.9 s": (0.2, 0.9), "continued from 0.512 s": (0.512, None)}
 """Hidden spans of notes, in seconds; without an end, all that follows."""
@@ -45,6 +46,8 @@ BANDS = (4000, 2000)
 """Upper ends, in Hz, of notes that are to be extended."""
 MASKS = {"right half": (0, 16, 32, 32), "lower half": (16, 0, 32, 32), "box of 16": (8, 8, 24, 24)}
 """Hidden parts of images of 32 x 32: top, left, bottom, right."""
+RELABELS = ((0.5, "coarse"), (0.8, "coarse"), (0.9, "coarse"), (0.5, "fine"), (0.8, "fine"))
+"""Strengths of a new label, and the scales that stay."""
 _MODES = ("not told", "told")  # whether the model is told label, pitch and velocity
 _LOWEST, _HIGHEST = 16, 1300  # Hz, of the period that is repeated
 
@@ -120,13 +123,14 @@ class Notes:
 def notes(args: argparse.Namespace) -> dict:
     """All figures of notes."""
     bench = Notes(args)
-    draws = len(_MODES) * (len(GAPS) + len(NOISE) + len(BANDS)) * args.clips
+    draws = (len(_MODES) * (len(GAPS) + len(NOISE) + len(BANDS)) + len(RELABELS)) * args.clips
     with torch.inference_mode():
         codec = bench.model.tokenizer.decode(bench.model.tokenizer.encode(bench.audio[:, None]))[:, 0]
     with progress("notes", draws) as advance:
         return {
             "gaps": {name: gap_figures(bench, codec, span, advance) for name, span in GAPS.items()},
             "noise": {str(ratio): noise_figures(bench, ratio, advance) for ratio in NOISE},
+            "relabels": relabel_figures(bench, advance),
             "bands": {str(cutoff): band_figures(bench, codec, cutoff, advance) for cutoff in BANDS},
         }
 
@@ -195,6 +199,29 @@ def band_figures(bench: Notes, codec: Tensor, cutoff: int, advance: Callable[[in
     for mode in _MODES:
         made[f"edit, {mode}"] = bench.each(lambda editor, row: editor.upsample(narrow[row], cutoff), mode, advance)
     return {name: quality(bench, one) for name, one in made.items()}
+
+
+def relabel_figures(bench: Notes, advance: Callable[[int], None]) -> list[dict]:
+    """Shares of notes that the evaluator hears as of the new family, as of the old one, and at the old pitch."""
+    judge = load_evaluator()
+    families = len(bench.model.condition_spec["label"])
+    label, pitch = (torch.tensor([row[field] for row in bench.conditions]) for field in ("label", "pitch"))
+    found = []
+    for strength, keep in RELABELS:
+        made = []
+        for row, condition in enumerate(bench.conditions):
+            wanted = condition | {"label": (condition["label"] + families // 3) % families}
+            editor = AudioEditor(bench.model, wanted, sample_seed(0, row))
+            made.append(editor.vary(bench.audio[row], strength, keep))
+            advance(1)
+        heard = judge.judge(torch.stack(made)[:, None])
+        shares = {
+            "new": heard.label == (label + families // 3) % families,
+            "old": heard.label == label,
+            "in_tune": judge.in_tune(heard, pitch),
+        }
+        found.append({"strength": strength, "keep": keep} | {key: float(x.float().mean()) for key, x in shares.items()})
+    return found
 
 
 def quality(bench: Notes, made: Tensor) -> dict:
@@ -300,6 +327,11 @@ Notes whose band ends below half of the model's rate. The upper band that is add
 can only fall; log-mel distance tells how near its levels are.
 
 {_qualities("band to {} Hz", results["bands"])}
+## Another family (`--relabel`)
+
+Each note as another of the twelve families, told its own pitch, as the evaluator that comes with the package hears it.
+
+{_relabel_table(results["relabels"])}
 ## Parts of images (`--mask`)
 
 Mean absolute error in the hidden part, as a share of the range, and structural similarity of the whole image.
@@ -329,6 +361,15 @@ def _qualities(title: str, found: dict) -> str:
             values = [figures[name][what] for name in names]
             columns.append([_cell(value, best(values), digits) for value in values])
     return markdown_table(header, [[name, *cells] for name, *cells in zip(names, *columns, strict=True)])
+
+
+def _relabel_table(found: list[dict]) -> str:
+    header = ["scales drawn, and kept", "heard as the new family", "as the old one", "pitch within 50 cents"]
+    rows = [
+        [f"{one['strength']:.0%}, {one['keep']}", *(percent(one[key]) for key in ("new", "old", "in_tune"))]
+        for one in found
+    ]
+    return markdown_table(header, rows)
 
 
 def _image_table(masks: dict) -> str:
