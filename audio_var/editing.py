@@ -20,6 +20,7 @@ from audio_var.gap import Gap, carry_error, fill_gap
 from audio_var.repair import banded, masked
 from next_scale import editing
 from next_scale.cli import sample_seed
+from next_scale.commands.backend import Advance
 from next_scale.condition import collate_conditions
 from next_scale.errors import UserError
 from next_scale.model import Generator
@@ -28,9 +29,6 @@ from next_scale.sampling import SamplingOptions
 FADE = 0.010  # seconds of what is kept over which it gives way
 MOVED = 0.020  # seconds that what is drawn may be moved to fit: a period of 50 Hz
 _SHORTEST = 0.001  # seconds
-
-Advance = Callable[[float], None]
-"""Is told the share of the work, of 1, that has just been done."""
 
 
 class Editor:
@@ -42,7 +40,7 @@ class Editor:
             to the model.
         seed: same seed, same result.
         sampling: the checkpoint's own by default.
-        advance: see `Advance`.
+        advance: is told the share of an edit that has just been done.
 
     Shape notation: see :mod:`audio_var.editing`.
     """
@@ -92,6 +90,7 @@ class Editor:
 
     def _fill(self, audio: Tensor, start: int, end: int, candidates: int, passes: int) -> Tensor:
         """Samples from `start` to `end`, which may lie beyond the recording, drawn window by window."""
+        _check_line(audio)
         size = windows_for(self.model.tokenizer, max(len(audio), end)).size
         total = max(len(audio), end)
         out = F.pad(audio, (0, total - len(audio)))
@@ -218,10 +217,10 @@ class Editor:
             raise UserError(f"a cutoff lies between 0 and {self.rate / 2:,.0f} Hz, got {cutoff:g}")
         wide = audio
         for _ in range(passes):
-            wide = banded(audio, self._likely(wide, editing.DEGRADED / 2), cutoff, self.rate)
+            wide = banded(audio, self._likely(wide, editing.DEGRADED / 2, 1 / passes), cutoff, self.rate)
         return wide
 
-    def _likely(self, audio: Tensor, doubt: float = editing.DEGRADED) -> Tensor:
+    def _likely(self, audio: Tensor, doubt: float = editing.DEGRADED, share: float = 1.0) -> Tensor:
         """A recording re-encoded as something that the model holds likely: (T,) -> (T,)."""
 
         def edit(latent: Tensor, seeds: list[int]) -> Tensor:
@@ -229,21 +228,30 @@ class Editor:
             condition = self._conditions(len(latent))
             return editing.redraw(self.model, latent, nothing, condition, seeds, self.sampling, doubt)
 
-        return self._through(audio, edit)
+        return self._through(audio, edit, share)
 
-    def _through(self, audio: Tensor, edit: Callable[[Tensor, list[int]], Tensor]) -> Tensor:
-        """A recording with the latent of every window edited: (T,) -> (T,)."""
+    def _through(self, audio: Tensor, edit: Callable[[Tensor, list[int]], Tensor], share: float = 1.0) -> Tensor:
+        """A recording with the latent of every window edited, which is a share of the work: (T,) -> (T,)."""
+        _check_line(audio)
         windows = windows_for(self.model.tokenizer, len(audio))
         clips = []
         for number, window in enumerate(windows.cut(audio.numpy())):
             with torch.inference_mode():
                 latent = self.codec.encode(window[None].to(self.model.tokenizer.device))
                 clips.append(self.codec.decode(edit(latent, [sample_seed(self.seed, number)])).cpu())
-            self.advance(1 / windows.count)
+            self.advance(share / windows.count)
         return torch.from_numpy(windows.join(torch.cat(clips)))
 
     def _conditions(self, batch: int) -> dict[str, Tensor]:
         return collate_conditions([self.condition] * batch, self.model.condition_spec, self.model.vectors)
+
+
+def _check_line(audio: Tensor) -> None:
+    """Raise UserError where a tensor is no recording."""
+    if audio.dim() != 1 or not len(audio):
+        raise UserError(
+            f"a recording is a line of samples (T,), not {tuple(audio.shape)}: take one channel of one clip"
+        )
 
 
 def check_span(start: float, end: float, seconds: float) -> tuple[float, float]:

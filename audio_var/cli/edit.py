@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from audio_var.cli.backend import BACKEND
 from next_scale.cli import real_number, sample_seed
 from next_scale.commands import edit
+from next_scale.commands.backend import Advance
 from next_scale.commands.edit import Edit, Job
 from next_scale.errors import UserError
 
@@ -128,9 +129,9 @@ def _edit_of(args: argparse.Namespace, model: Generator, options: SamplingOption
             return editor.upsample(audio, cutoff)
         return editor.vary(audio, edit.strength(args), args.keep_scales or "coarse")
 
-    def samples(jobs: Sequence[Job]) -> Iterator[Tensor]:
+    def samples(jobs: Sequence[Job], advance: Advance) -> Iterator[Tensor]:
         for condition, number in jobs:
-            yield edited(Editor(model, condition, sample_seed(args.seed, number), options))[None]
+            yield edited(Editor(model, condition, sample_seed(args.seed, number), options, advance))[None]
 
     return Edit(samples, text + _adapted(args.input, rate))
 

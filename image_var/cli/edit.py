@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from image_var.cli.backend import BACKEND
 from next_scale.cli import sample_seed
 from next_scale.commands import edit
+from next_scale.commands.backend import Advance
 from next_scale.commands.edit import Edit, Job
 from next_scale.errors import UserError
 
@@ -131,12 +132,13 @@ def _edit_of(args: argparse.Namespace, model: Generator, options: SamplingOption
             return editor.denoise()
         return editor.vary(edit.strength(args), args.keep_scales or "coarse")
 
-    def samples(jobs: Sequence[Job]) -> Iterator[Tensor]:
+    def samples(jobs: Sequence[Job], advance: Advance) -> Iterator[Tensor]:
         for start in range(0, len(jobs), args.batch_size):
             batch = jobs[start : start + args.batch_size]
             condition = collate_conditions([one for one, _ in batch], model.condition_spec, model.vectors)
             seeds = [sample_seed(args.seed, number) for _, number in batch]
             yield from edited(Editor(model, original, condition, seeds, options))
+            advance(len(batch))
 
     return Edit(samples, text)
 

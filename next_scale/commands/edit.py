@@ -23,7 +23,7 @@ from next_scale.cli import (
     sampling_options,
     whole_number,
 )
-from next_scale.commands.backend import Backend, Tile
+from next_scale.commands.backend import Advance, Backend, Tile
 from next_scale.commands.generate import print_listed
 from next_scale.errors import UserError
 
@@ -41,9 +41,9 @@ Job = tuple[dict[str, int], int]
 
 
 class Edit(NamedTuple):
-    """samples: makes the sample (C, ...) of every job. text: what is done, for people."""
+    """samples: makes the sample (C, ...) of every job, telling shares of a job as it goes. text: what is done."""
 
-    samples: Callable[[Sequence[Job]], Iterator[Tensor]]
+    samples: Callable[[Sequence[Job], Advance], Iterator[Tensor]]
     text: str
 
 
@@ -155,10 +155,9 @@ def check(args: argparse.Namespace, backend: Backend) -> None:
     backend.check_name(target)
     if args.sheet:
         backend.check_sheet(Path(args.sheet))
-    if not args.force and target.exists() and target.samefile(source):
-        raise UserError(f"{target} is what is read: write elsewhere, or give --force to replace it")
     if args.interpolate is not None:
         backend.check(Path(args.interpolate), args)
+    _spare(args, [target])
     if args.amount is not None and args.relabel is None and args.interpolate is None:
         raise UserError("--amount is for --relabel and --interpolate: leave it out")
     if args.keep_scales is not None and args.variation is None and args.relabel is None:
@@ -167,6 +166,14 @@ def check(args: argparse.Namespace, backend: Backend) -> None:
         if args.label:
             raise UserError("--relabel says the label: leave --label out")
         args.label = [args.relabel]
+
+
+def _spare(args: argparse.Namespace, targets: Sequence[Path]) -> None:
+    """Raise UserError where a file that is read would be written over."""
+    read = [Path(path) for path in (args.input, args.interpolate) if path is not None]
+    for target in [] if args.force else targets:
+        if target.exists() and any(target.samefile(path) for path in read):
+            raise UserError(f"{target} is what is read: write elsewhere, or give --force to replace it")
 
 
 def amount(args: argparse.Namespace) -> float:
@@ -216,17 +223,17 @@ def run(
         target if len(jobs) == 1 else target.with_stem(f"{target.stem}_{condition_stem(spec, condition)}_{number:03}")
         for condition, number in jobs
     ]
+    _spare(args, targets)
     original = backend.read(source, tokenizer, args).sample
     edit = edit_of(args, model, options, original)
     tiles = [Tile(source.name, "original", original)]
     with Outputs() as outputs, progress("editing", len(jobs)) as advance:
         drawn = outputs.file(args.sheet) if args.sheet else None
-        for path, (condition, _), sample in zip(targets, jobs, edit.samples(jobs), strict=True):
+        for path, (condition, _), sample in zip(targets, jobs, edit.samples(jobs, advance), strict=True):
             backend.write(outputs.file(path), sample, tokenizer)
             if drawn and len(tiles) <= backend.most_tiles(sample):
                 values = condition_values(spec, condition).values()
                 tiles.append(Tile(path.name, ", ".join(map(str, values)) or "edited", sample))
-            advance(1)
         if drawn:
             backend.draw(drawn, tiles, args.count, tokenizer)
     print_listed(targets)

@@ -129,6 +129,12 @@ def test_repair(edit, note, tmp_path):
 def test_in_place_by_force_only(edit, note, tmp_path, fails, tiny_checkpoint):
     message = fails("edit", "in.wav", "in.wav", "--checkpoint", tiny_checkpoint, "--inpaint", "0.1:0.12")
     assert "in.wav is what is read: write elsewhere, or give --force" in message
+    soundfile.write(tmp_path / "other_000.wav", note, RATE)
+    options = ("--checkpoint", tiny_checkpoint, "--interpolate", "other_000.wav")
+    assert "is what is read" in fails("edit", "in.wav", "other_000.wav", *options)
+    soundfile.write(tmp_path / "a_any_000.wav", note, RATE)
+    options = ("--checkpoint", tiny_checkpoint, "--inpaint", "0.1:0.12", "--count", "2")
+    assert "a_any_000.wav is what is read" in fails("edit", "a_any_000.wav", "a.wav", *options)
     edit("--inpaint", "0.1:0.12", "--force", out="in.wav")
     assert not np.array_equal(read(tmp_path / "in.wav"), note)
 
@@ -184,6 +190,23 @@ def test_what_is_drawn_moves_to_where_it_fits():
     assert (moved - kept)[400:600].abs().max() < 0.06 < 1.5 < (drawn - kept)[400:600].abs().max()
     assert torch.equal(best_shift(kept, kept, (0, 1000), 0, 0, 40), kept)
     assert torch.equal(best_shift(torch.zeros(1000), drawn, (400, 600), 100, 0, 40), drawn)
+
+
+def test_progress_adds_up(tiny_generator):
+    audio, told = torch.from_numpy(tone(0.3)), []
+    editor = Editor(tiny_generator, advance=told.append)
+    for edit in (
+        lambda: editor.inpaint(audio, 0.05, 0.25),
+        lambda: editor.continued(audio, 0.2),
+        lambda: editor.vary(audio, 0.5),
+        lambda: editor.denoise(audio),
+        lambda: editor.upsample(audio, 4000.0),
+    ):
+        told.clear()
+        edit()
+        assert len(told) > 1 and sum(told) == pytest.approx(1)
+    with pytest.raises(UserError, match="a line of samples"):
+        editor.vary(audio[None], 0.5)
 
 
 def test_spans():
