@@ -48,7 +48,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         type=_span,
         metavar="START:END",
         help="draw this span anew, in seconds, such as 0.3:0.6. All else keeps its samples, but for a cross-fade of "
-        "10 ms at the borders",
+        "10 ms at the borders. A gap of 0.3 s in a steady note is met more closely by interpolating the frames of its "
+        "spectrogram, one of 0.7 s by this (samples/edit)",
     )
     verbs.add_argument(
         "--continue",
@@ -61,13 +62,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--denoise",
         action="store_true",
         help="take steady noise off. Phases stay those of IN, and so does all that stands out of the noise; what the "
-        "model holds likely decides the rest: tell it --label and --pitch",
+        "model holds likely decides the rest. Tell it --label and --pitch: without, it is about as good as spectral "
+        "subtraction (samples/edit)",
     )
     verbs.add_argument(
         "--upsample",
         action="store_true",
         help="add what a recording of a lower rate than the model's lacks above half of its rate, from 1,000 Hz up to "
-        "any rate below the model's; what is below stays",
+        "any rate below the model's; what is below stays. Levels come nearer to the truth than without, waveforms do "
+        "not, for the phases of what is added are the model's own (samples/edit)",
     )
     edit.add_drawing_options(parser, _DRAWN)
     parser.set_defaults(run=run)
