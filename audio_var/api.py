@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from audio_var.cli.models import open_generator
+from audio_var.editing import Editor
 from next_scale.pipeline import Pipeline
 
 
@@ -18,6 +20,31 @@ class AudioModel(Pipeline):
     def sample_rate(self) -> int:
         """Of the clips, in Hz."""
         return self.generator.tokenizer.autoencoder.sample_rate
+
+    def editor(self, seed: int = 0, sampling: dict | None = None, **condition: str | int | Tensor | None) -> Editor:
+        """What edits recordings (T,) float32 at :attr:`sample_rate`; the same as the command ``edit``.
+
+        >>> from audio_var import load
+        >>> model = load()
+        >>> note = model(label="flute", pitch=60)[0, 0]  # or audio_var.io.read_audio(...), as a tensor
+        >>> editor = model.editor(label="flute", pitch=60)
+        >>> editor.inpaint(note, 0.3, 0.6).shape, editor.continued(note, 0.5).shape
+        (torch.Size([16384]), torch.Size([24384]))
+        >>> editor.vary(note, 0.4).shape, editor.interpolate(note, note.flip(0), 0.3).shape
+        (torch.Size([16384]), torch.Size([16384]))
+        >>> editor.denoise(note + 0.01 * torch.randn(16384)).shape, editor.upsample(note, cutoff=4000).shape
+        (torch.Size([16384]), torch.Size([16384]))
+        >>> brass = model.editor(label="brass", pitch=60).vary(note, 0.8)  # --relabel brass
+
+        Args:
+            seed, sampling, condition: see :meth:`next_scale.pipeline.Pipeline.__call__`; the condition is that of the
+                results.
+
+        Raises:
+            UserError: an unknown condition, or a sampling option out of range.
+        """
+        _, (seed,), options = self._asked(1, seed, sampling, dict(condition))
+        return Editor(self.generator, self._condition(condition), seed, options)
 
 
 def load(checkpoint: str | None = None, device: str | torch.device = "auto") -> AudioModel:

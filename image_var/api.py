@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from image_var.cli.models import open_generator
+from image_var.editing import Editor
 from image_var.sizes import size_for
 from next_scale.pipeline import Pipeline
 
@@ -24,6 +26,37 @@ class ImageModel(Pipeline):
     def size(self) -> tuple[int, int]:
         """H and W of the images."""
         return size_for(self.generator.tokenizer)
+
+    def editor(
+        self, image: Tensor, count: int = 1, seed: int = 0, sampling: dict | None = None,
+        **condition: str | int | Tensor | None,
+    ) -> Editor:  # fmt: skip
+        """What edits an image (C, H, W) float32 in [-1, 1] of this :attr:`size`; the same as the command ``edit``.
+
+        >>> from image_var import load
+        >>> model = load()
+        >>> image = model(label="shirt")[0]  # or image_var.io.read_image("shirt.png", model.size, model.channels)
+        >>> part = torch.zeros(32, 32, dtype=torch.bool)
+        >>> part[:, 16:] = True
+        >>> model.editor(image, count=4, label="shirt").paint(part).shape
+        torch.Size([4, 1, 32, 32])
+        >>> editor = model.editor(image, label="coat")
+        >>> editor.vary(0.5).shape, editor.interpolate(image.flip(2), 0.3).shape
+        (torch.Size([1, 1, 32, 32]), torch.Size([1, 1, 32, 32]))
+        >>> editor.denoise().shape, editor.upsample((14, 14)).shape
+        (torch.Size([1, 1, 32, 32]), torch.Size([1, 1, 32, 32]))
+
+        Args:
+            image: what is edited.
+            count: B, results of every edit, (B, C, H, W).
+            seed, sampling, condition: see :meth:`next_scale.pipeline.Pipeline.__call__`; the condition is that of the
+                results.
+
+        Raises:
+            UserError: an unknown condition, or a sampling option out of range.
+        """
+        batch, seeds, options = self._asked(count, seed, sampling, condition)
+        return Editor(self.generator, image, batch, seeds, options)
 
 
 def load(checkpoint: str | None = None, device: str | torch.device = "auto") -> ImageModel:

@@ -10,6 +10,7 @@ from torch import Tensor
 from next_scale.cli import sample_seed
 from next_scale.condition import collate_conditions, encode_condition
 from next_scale.model import Generator
+from next_scale.sampling import SamplingOptions
 
 
 class Pipeline:
@@ -47,12 +48,23 @@ class Pipeline:
         Raises:
             UserError: an unknown condition, or a sampling option out of range.
         """
-        vectors = {name: torch.as_tensor(condition.pop(name)) for name in self.generator.vectors if name in condition}
-        indices = encode_condition(self.condition_spec, condition)
-        options = replace(self.generator.sampling, **(sampling or {}))
-        batch = collate_conditions([indices | vectors] * count, self.condition_spec, self.generator.vectors)
-        samples, _ = self.generator.generate(batch, [sample_seed(seed, i) for i in range(count)], options)
+        batch, seeds, options = self._asked(count, seed, sampling, condition)
+        samples, _ = self.generator.generate(batch, seeds, options)
         return samples
+
+    def _condition(self, condition: dict[str, str | int | Tensor | None]) -> dict[str, int | Tensor]:
+        """Values by name to indices and vectors."""
+        vectors = {name: torch.as_tensor(condition.pop(name)) for name in self.generator.vectors if name in condition}
+        return encode_condition(self.condition_spec, condition) | vectors
+
+    def _asked(
+        self, count: int, seed: int, sampling: dict | None, condition: dict[str, str | int | Tensor | None]
+    ) -> tuple[dict[str, Tensor], list[int], SamplingOptions]:
+        """Condition batch, a seed each, and options of `count` samples that are alike but for their seeds."""
+        options = replace(self.generator.sampling, **(sampling or {}))
+        rows = [self._condition(condition)] * count
+        batch = collate_conditions(rows, self.condition_spec, self.generator.vectors)
+        return batch, [sample_seed(seed, i) for i in range(count)], options
 
     def tokenize(self, samples: Tensor) -> Tensor:
         """(B, ...) float32, of the size that the model makes -> tokens (B, L) int64."""

@@ -11,7 +11,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "pass images through a tokenizer and back"),
     "tokenize": ("tokens", "image file -> compact token file"),
     "detokenize": ("tokens", "token file -> image file"),
-    "edit": ("edit", "paint a part of an image anew, or change its class"),
+    "edit": ("edit", "change an image: paint a part, vary, mix, repair"),
     "info": ("info", "what a checkpoint is and holds"),
     "import": ("published", "turn published VAR weights into a checkpoint"),
     "verify": ("published", "compare with what the published code computed"),

@@ -1,63 +1,64 @@
-"""`image-var edit`: paint a part of an image anew, or everything around a part, or as another class."""
+"""`image-var edit`: an image with a part painted anew, varied, mixed, or repaired."""
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from image_var.cli.backend import BACKEND
-from image_var.cli.models import open_generator
-from next_scale.cli import (
-    MOST_SAMPLES,
-    Outputs,
-    add_condition_options,
-    add_int8_option,
-    add_model_options,
-    add_sampling_options,
-    condition_stem,
-    condition_values,
-    progress,
-    requested_conditions,
-    sampling_options,
-    whole_number,
-)
-from next_scale.commands.backend import Tile
-from next_scale.commands.generate import draw_samples, print_listed
+from next_scale.cli import sample_seed
+from next_scale.commands import edit
+from next_scale.commands.backend import Advance
+from next_scale.commands.edit import Edit, Job
 from next_scale.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from image_var.editing import Editor
     from next_scale.model import Generator
+    from next_scale.sampling import SamplingOptions
 
-_DESCRIPTION = """Paint a part of an image anew. The image is turned into tokens; those outside the part keep what they
-are while the model draws the others, scale by scale, so that they fit. No training for the task is needed.
+_DESCRIPTION = """Change an image with a trained model, without training for the task: tokens that stand for what is
+known stay, scale by scale, and the model draws the others so that they fit.
 
 The image is first cropped and resized to the size that the model makes, which is also the size of the output.
 Without --label the model is not told what to paint, and completes what it sees; with --label it paints that class into
-the part. Several values of it, or --count, give several images: OUT_shirt_000.png, OUT_shirt_001.png and so on."""
+the part. One verb a call. Several labels, or --count, give several images: OUT_shirt_000.png, OUT_shirt_001.png and so
+on."""
 
 _EPILOG = """examples:
   image-var edit in.png out.png --mask 0.5,0,1,1 --seed 1
   image-var edit in.png out.png --mask 8,8,24,24 --mode out-paint --count 8 --grid grid.png
-  image-var edit dog.png cat.png --mask-file where.png --label 281 --checkpoint var-d16 --cfg 4 --smooth"""
+  image-var edit dog.png cat.png --mask-file where.png --label 281 --checkpoint var-d16 --cfg 4 --smooth
+  image-var edit shirt.png others.png --variation 0.5 --count 4
+  image-var edit shirt.png coat.png --relabel coat
+  image-var edit shirt.png between.png --interpolate bag.png --amount 0.3
+  image-var edit noisy.png clean.png --denoise --label shirt
+  image-var edit 14x14.png 32x32.png --upsample --label shirt"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add ``edit``."""
-    parser = subparsers.add_parser("edit", description=_DESCRIPTION, epilog=_EPILOG)
-    parser.add_argument("input", metavar="IN", help="image file")
-    parser.add_argument("output", metavar="OUT", help="image file to write: .png, .jpg or .webp")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument(
+    parser, verbs = edit.add_parser(subparsers, BACKEND, _DESCRIPTION, _EPILOG)
+    verbs.add_argument(
+        "--denoise", action="store_true", help="re-encode the whole image as something that the model holds likely"
+    )
+    verbs.add_argument(
+        "--upsample",
+        action="store_true",
+        help="add detail to an image smaller than those of the model: reduced again, the result is IN",
+    )
+    verbs.add_argument(
         "--mask",
         metavar="X0,Y0,X1,Y1",
-        help="the part: left, top, right and bottom edge, in pixels of IN, or as shares of its width and height where "
-        "any of them has a decimal point",
+        help="paint a part anew: left, top, right and bottom edge, in pixels of IN, or as shares of its sides "
+        "where any of them has a decimal point",
     )
-    where.add_argument("--mask-file", metavar="MASK", help="the part: white in an image of the same size as IN")
+    verbs.add_argument("--mask-file", metavar="MASK", help="the part: white in an image of the same size as IN")
     parser.add_argument(
         "--mode",
         choices=("in-paint", "out-paint"),
@@ -71,14 +72,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         help="put the pixels that were not to be painted back as they were. Without, the whole image is the model's, "
         "with no seam at the edge of the part, but all fine detail as its tokenizer has it (default: --keep)",
     )
-    parser.add_argument(
-        "--count", type=whole_number(1, MOST_SAMPLES), default=1, metavar="N", help="images a condition (default: 1)"
-    )
-    parser.add_argument("--grid", metavar="FILE.png", help="also draw the original and all images on one")
-    add_condition_options(parser, BACKEND.fields)
-    add_sampling_options(parser)
-    add_int8_option(parser)
-    add_model_options(parser)
+    edit.add_drawing_options(parser, "a part")
     parser.set_defaults(run=run)
 
 
@@ -86,53 +80,67 @@ def run(args: argparse.Namespace) -> None:
     """Edit, write, and say where."""
     from image_var.io import check_image
 
-    source, target = Path(args.input), Path(args.output)
-    BACKEND.check_name(target)
-    if args.grid:
-        BACKEND.check_sheet(Path(args.grid))
+    source = Path(args.input)
+    masked = args.mask is not None or args.mask_file is not None
+    edit.check_drawing_options(args, masked, "a part")
     size = check_image(source)
-    box = None if args.mask is None else parse_box(args.mask, size)
+    args.box = None if args.mask is None else parse_box(args.mask, size)
     if args.mask_file is not None and check_image(args.mask_file) != size:
         raise UserError(f"{args.mask_file} must have the size of {source}, {size[1]} x {size[0]} pixels")
-    model = open_generator(args.checkpoint, args.device).pack(args.int8)
-    spec, tokenizer = model.condition_spec, model.tokenizer
-    options = sampling_options(args, model.sampling)
-    conditions = requested_conditions(args, spec)
-    if len(conditions) * args.count > MOST_SAMPLES:
-        raise UserError(f"more than {MOST_SAMPLES:,} images asked for; give fewer conditions or a lower --count")
-    jobs = [(condition, number) for condition in conditions for number in range(args.count)]
-    targets = [
-        target if len(jobs) == 1 else target.with_stem(f"{target.stem}_{condition_stem(spec, condition)}_{number:03}")
-        for condition, number in jobs
-    ]
-    original = BACKEND.read(source, tokenizer, args).sample
-    part = _part(args, box, size, tuple(original.shape[1:]))
-    painted = ~part if args.mode == "out-paint" else part
-    if not painted.any():
-        raise UserError("nothing is left to paint: the part is the whole image; make it smaller or leave out-paint")
-    tokens, forced = keep_tokens(model, original, painted)
-    tiles = [Tile(source.name, "original", original)]
-    with Outputs() as outputs, progress("painting", len(jobs)) as advance:
-        drawn = outputs.file(args.grid) if args.grid else None
-        images = draw_samples(model, jobs, args.seed, options, args.batch_size, tokens, forced)
-        for path, (condition, _), image in zip(targets, jobs, images, strict=True):
-            if args.keep:
-                image = image.where(painted, original)
-            BACKEND.write(outputs.file(path), image, tokenizer)
-            if drawn and len(tiles) <= BACKEND.most_tiles(image):
-                values = condition_values(spec, condition).values()
-                tiles.append(Tile(path.name, ", ".join(map(str, values)) or "edited", image))
-            advance(1)
-        if drawn:
-            BACKEND.draw(drawn, tiles, args.count, tokenizer)
-    print_listed(targets)
-    noun = "image" if len(jobs) == 1 else "images"
-    print(
-        f"{len(jobs)} {noun} of {BACKEND.size_text(image, tokenizer)}: {painted.float().mean():.0%} of the pixels "
-        f"painted, {int(forced.sum())} of {forced.numel()} tokens kept (seed {args.seed})"
-    )
-    if args.grid:
-        print(f"grid of {len(tiles)} in {args.grid}")
+    edit.run(args, BACKEND, _edit_of)
+
+
+def _edit_of(args: argparse.Namespace, model: Generator, options: SamplingOptions, original: Tensor) -> Edit:
+    from image_var.editing import Editor
+    from image_var.io import check_image
+    from next_scale.condition import collate_conditions
+
+    size, resized = check_image(args.input), tuple(original.shape[1:])
+    painted = other = None
+    if args.mask is not None or args.mask_file is not None:
+        part = _part(args, args.box, size, resized)
+        painted = ~part if args.mode == "out-paint" else part
+        if not painted.any():
+            raise UserError("nothing is left to paint: the part is the whole image; make it smaller or leave out-paint")
+        if painted.all():
+            raise UserError("nothing is left of the image: the part is all of it; make it smaller, or use generate")
+        text = f"{painted.float().mean():.0%} of the pixels painted"
+    elif args.interpolate is not None:
+        other = BACKEND.read(Path(args.interpolate), model.tokenizer, args).sample
+        text = f"{edit.amount(args):.0%} of the way to {args.interpolate}"
+    elif args.upsample:
+        if size[0] >= resized[0] or size[1] >= resized[1]:
+            raise UserError(
+                f"{args.input} has {size[1]} x {size[0]} pixels, and the model makes {resized[1]} x {resized[0]}: "
+                "--upsample takes a smaller image"
+            )
+        text = f"detail for {size[1]} x {size[0]} pixels"
+    elif args.denoise:
+        text = "noise taken off"
+    else:
+        text = edit.varied_text(args, model.tokenizer.quantizer.scales)
+
+    def edited(editor: Editor) -> Tensor:
+        if painted is not None:
+            return editor.paint(painted, args.keep, args.candidates, args.passes)
+        if other is not None:
+            return editor.interpolate(other, edit.amount(args))
+        if args.upsample:
+            factor = min(size[0] / resized[0], size[1] / resized[1])  # only the middle is left of other shapes
+            return editor.upsample([max(1, round(factor * side)) for side in resized])
+        if args.denoise:
+            return editor.denoise()
+        return editor.vary(edit.strength(args), args.keep_scales or "coarse")
+
+    def samples(jobs: Sequence[Job], advance: Advance) -> Iterator[Tensor]:
+        for start in range(0, len(jobs), args.batch_size):
+            batch = jobs[start : start + args.batch_size]
+            condition = collate_conditions([one for one, _ in batch], model.condition_spec, model.vectors)
+            seeds = [sample_seed(args.seed, number) for _, number in batch]
+            yield from edited(Editor(model, original, condition, seeds, options))
+            advance(len(batch))
+
+    return Edit(samples, text)
 
 
 def parse_box(text: str, size: tuple[int, int]) -> tuple[float, float, float, float]:
@@ -186,22 +194,3 @@ def _part(
         source = f"--mask {args.mask}" if box is not None else f"{args.mask_file} (white is the part)"
         raise UserError(f"{source} has nothing in the middle part of the image that is left when it is cropped")
     return part
-
-
-def keep_tokens(model: Generator, image: Tensor, painted: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokens of an image, and which of them stay while others are drawn.
-
-    On the full grid a cell stays where none of its pixels is painted; a coarser token where most of its cells do.
-
-    Args:
-        image: (C, H, W) in [-1, 1].
-        painted: (H, W) bool.
-
-    Returns:
-        (1, L) int64 and (1, L) bool.
-    """
-    import torch.nn.functional as F
-
-    tokenizer, schedule = model.tokenizer, model.predictor.schedule
-    touched = F.adaptive_max_pool2d(painted[None].float(), schedule.grid) > 0  # (1, H, W) -> (1, h, w)
-    return tokenizer.encode(image[None].to(tokenizer.device)), schedule.shrink_mask(~touched).to(tokenizer.device)

@@ -72,6 +72,11 @@ class Drawer:
             most = float(strength.amax() if isinstance(strength, Tensor) else strength)
             tolerance = TOLERANCE * float(logits.abs().amax()) * (1 + 2 * most)
         conditional, unconditional = logits.chunk(2) if logits.shape[0] > self.batch else (logits, None)
+        bias = None if self.known is None or not isinstance(places, slice) else self.known.bias(places)
+        if bias is not None:  # to both sides alike, so that guidance leaves it as it is
+            bias = bias.to(self.device)
+            conditional = conditional + bias
+            unconditional = None if unconditional is None else unconditional + bias
         noise = None if self._streams is None else self._next_noise(logits.shape[1])
         weights, certain = None, None
         if self.sampling.smooth and noise is not None:

@@ -231,8 +231,8 @@ class TokenPredictor(Predictor):
 
         A sample depends on its condition and seed, and not on the samples beside it: each has its own stream of noise,
         and where rounding, which does differ between batch sizes, could decide a draw (a few samples in a hundred),
-        that sample is drawn again alone. With `sampling.smooth`, or after `transformer.pack(int8=True)`, rounding
-        always decides a little, and every sample is drawn alone.
+        that sample is drawn again alone. With `sampling.smooth`, with doubtful evidence, or after
+        `transformer.pack(int8=True)`, rounding always decides a little, and every sample is drawn alone.
 
         Args:
             quantizer: turns each scale into the next scale's input; of the same schedule.
@@ -272,7 +272,8 @@ class TokenPredictor(Predictor):
         training = self.training
         self.eval()
         try:
-            if batch == 1 or self.transformer.int8 or (sampling.smooth and not sampling.greedy):
+            doubtful = evidence is not None and evidence.doubt > 0
+            if batch == 1 or self.transformer.int8 or doubtful or (sampling.smooth and not sampling.greedy):
                 drawn = [draw(row) for row in alone]
                 tokens, latent = (torch.cat([one[i] for one in drawn]).clone() for i in range(2))
                 return Generated(tokens, latent)  # clones: outside inference mode, tensors like any other

@@ -4,7 +4,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from image_var.cli.edit import keep_tokens, parse_box
+from image_var.cli.edit import parse_box
+from image_var.editing import Editor, fill
 from image_var.io import read_image
 from next_scale.errors import UserError
 
@@ -81,16 +82,60 @@ def test_other_sizes_are_cropped_and_resized(works, tiny_checkpoint, tmp_path):
     assert (made[..., :16] - original[..., :16]).abs().mean() > 0.05
 
 
-def test_tokens_that_stay(tiny_generator, picture):
+def test_what_was_in_the_part_plays_no_role(works, tiny_checkpoint, picture, tmp_path):
+    edit(works, tiny_checkpoint, "--mask", "8,8,24,24")
+    first = (tmp_path / "out.png").read_bytes()
+    other = Image.open(tmp_path / "in.png")
+    other.paste(255, (8, 8, 24, 24))
+    other.save(tmp_path / "in.png")
+    edit(works, tiny_checkpoint, "--mask", "8,8,24,24")
+    assert (tmp_path / "out.png").read_bytes() == first
+    edit(works, tiny_checkpoint, "--mask", "8,8,24,24", "--candidates", "4", "--passes", "2")
+    assert (tmp_path / "out.png").read_bytes() != first
+
+
+def test_the_nearest_fills(picture):
     painted = torch.zeros(32, 32, dtype=torch.bool)
     painted[:, 17:] = True
-    tokens, forced = keep_tokens(tiny_generator, picture, painted)
-    assert torch.equal(tokens, tiny_generator.tokenizer.encode(picture[None]))
-    scales = tiny_generator.predictor.schedule.split(forced)
-    assert scales[3].view(8, 8).all(0).tolist() == [True] * 4 + [False] * 4  # the fifth cell is touched
-    assert [int(scale.sum()) for scale in scales] == [0, 2, 8, 32]
-    samples, made = tiny_generator.generate({}, [0], known=tokens, forced=forced)
-    assert torch.equal(made[forced], tokens[forced]) and not torch.equal(made, tokens)
+    filled = fill(picture, painted)
+    assert torch.equal(filled[..., :17], picture[..., :17])
+    assert torch.equal(filled[..., 17:], picture[..., 16:17].expand(-1, -1, 15))
+
+
+def test_variations_and_mixtures(works, tiny_checkpoint, tiny_generator, picture, tmp_path):
+    text = edit(works, tiny_checkpoint, "--variation", "0", out="same.png")
+    assert "the coarsest 4 of 4 scales kept" in text
+    again = tiny_generator.tokenizer.decode(tiny_generator.tokenizer.encode(picture[None]))[0]
+    same = read_image(tmp_path / "same.png", None, 1)
+    torch.testing.assert_close(same, again.clamp(-1, 1), atol=1 / 127, rtol=0)
+    edit(works, tiny_checkpoint, "--variation", "0.5", "--keep-scales", "fine", out="fine.png")
+    edit(works, tiny_checkpoint, "--relabel", "bag", "--amount", "0.5", "--count", "2")
+    names = ("same.png", "fine.png", "out_bag_000.png", "out_bag_001.png")
+    assert len({(tmp_path / name).read_bytes() for name in names}) == 4
+    Image.effect_noise((32, 32), 90).save(tmp_path / "other.png")
+    edit(works, tiny_checkpoint, "--interpolate", "other.png", "--amount", "0", out="first.png")
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "same.png").read_bytes()
+    edit(works, tiny_checkpoint, "--interpolate", "other.png", out="between.png")
+    assert (tmp_path / "between.png").read_bytes() != (tmp_path / "same.png").read_bytes()
+
+
+def test_repair(works, tiny_checkpoint, picture, tmp_path):
+    assert "noise taken off" in edit(works, tiny_checkpoint, "--denoise", "--label", "bag")
+    small = Image.open(tmp_path / "in.png").resize((16, 16))
+    small.save(tmp_path / "in.png")
+    assert "detail for 16 x 16 pixels" in edit(works, tiny_checkpoint, "--upsample")
+    assert Image.open(tmp_path / "out.png").size == (32, 32)
+
+
+def test_reduced_again_it_is_what_was_enlarged(tiny_generator, picture):
+    def reduced(images):
+        return torch.nn.functional.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+
+    editor = Editor(tiny_generator, picture, {}, [0, 1])
+    before, after = (
+        (reduced(made) - reduced(picture[None])).abs().mean() for made in (editor.denoise(), editor.upsample((16, 16)))
+    )
+    assert after < 0.3 * before
 
 
 def test_boxes():
@@ -112,6 +157,11 @@ def test_mistakes(fails, tiny_checkpoint, picture, tmp_path):
 
     assert "--mask --mask-file is required" in check()
     assert "no part of an image" in check("--mask", "0,0,99,9")
+    assert "nothing is left of the image" in check("--mask", "0,0,32,32")
+    assert "--upsample takes a smaller image" in check("--upsample")
+    assert "--candidates and --passes are for a part" in check("--denoise", "--passes", "2")
+    assert "not allowed with" in check("--denoise", "--mask", "0,0,9,9")
+    assert "is what is read" in check("--mask", "0,0,9,9", out="in.png")
     assert "nothing is left to paint" in check("--mask", "0,0,32,32", "--mode", "out-paint")
     assert "no file other.png" in check("--mask", "0,0,9,9", source="other.png")
     assert "end the name in" in check("--mask", "0,0,9,9", out="out.txt")
