@@ -94,7 +94,7 @@ class Synthesis:
         new = [log_magnitude, correction]
         self._waiting = [torch.cat(pair, 2) for pair in zip(self._waiting, new, strict=True)] if self._waiting else new
         sounds = []
-        while self._waiting[0].shape[2] >= SPAN + SPAN // 2:  # so that what is left at the end fills a span
+        while self._waiting[0].shape[2] >= SPAN:
             sounds.append(self._emit(SPAN // 2, slice(0, SPAN)))
         return torch.cat(sounds, 2) if sounds else log_magnitude.new_zeros(log_magnitude.shape[0], 1, 0)
 
