@@ -47,12 +47,17 @@ class Pipeline:
         Raises:
             UserError: an unknown condition, or a sampling option out of range.
         """
-        vectors = {name: torch.as_tensor(condition.pop(name)) for name in self.generator.vectors if name in condition}
-        indices = encode_condition(self.condition_spec, condition)
+        batch = self._conditions(count, condition)
         options = replace(self.generator.sampling, **(sampling or {}))
-        batch = collate_conditions([indices | vectors] * count, self.condition_spec, self.generator.vectors)
         samples, _ = self.generator.generate(batch, [sample_seed(seed, i) for i in range(count)], options)
         return samples
+
+    def _conditions(self, count: int, condition: dict[str, str | int | Tensor | None]) -> dict[str, Tensor]:
+        """One condition, B times, as the model takes it: field -> (B,) or (B, S)."""
+        vectors = {name: torch.as_tensor(condition[name]) for name in self.generator.vectors if name in condition}
+        listed = {name: value for name, value in condition.items() if name not in vectors}
+        indices = encode_condition(self.condition_spec, listed)
+        return collate_conditions([indices | vectors] * count, self.condition_spec, self.generator.vectors)
 
     def tokenize(self, samples: Tensor) -> Tensor:
         """(B, ...) float32, of the size that the model makes -> tokens (B, L) int64."""
