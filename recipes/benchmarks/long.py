@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -46,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--short", type=whole_number(1), default=4, metavar="S", help="default: %(default)s")
     parser.add_argument("--long", type=whole_number(1), default=60, metavar="S", help="default: %(default)s")
     parser.add_argument("--others", type=whole_number(1), default=20, metavar="S", help="length of the other clips")
+    parser.add_argument("--jobs", type=whole_number(1), default=1, metavar="N", help="processes at once (default: 1)")
     parser.add_argument("--out", default="samples/long", metavar="FOLDER", help="default: %(default)s")
     parser.add_argument(
         "--clip", nargs=3, metavar=("LABEL", "SECONDS", "FILE"), help="make this clip, and tell about it"
@@ -62,17 +64,16 @@ def main(argv: list[str]) -> None:
     load = os.getloadavg()[0]
     model = open_generator(args.checkpoint, "cpu").pack()
     wanted = [("string", args.short), ("string", args.long), *((label, args.others) for label in list(NOTES)[1:])]
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        for label, seconds in wanted:
-            file = Path(folder, f"{label}_{seconds}.wav")
-            rows.append(in_process(args.checkpoint, label, seconds, file))
-            if seconds != args.short:
-                sound = torch.from_numpy(read_audio(file, model.tokenizer.autoencoder.sample_rate))
-                rows[-1]["flux"] = flux_at(sound, plan_lasting(model, len(sound)).joins, rows[-1]["rate"])
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
+        files = [Path(folder, f"{label}_{seconds}.wav") for label, seconds in wanted]
+        jobs = [pool.submit(in_process, args.checkpoint, *clip, file) for clip, file in zip(wanted, files, strict=True)]
+        rows = [job.result() for job in jobs]
+        for row, file in list(zip(rows, files, strict=True))[1:]:
+            sound = torch.from_numpy(read_audio(file, row["rate"]))
+            row["flux"] = flux_at(sound, plan_lasting(model, len(sound)).joins, row["rate"])
         rows[1]["apart"] = drawn_apart(model, "string", args.others)
     command = f"python -m recipes.benchmarks.long {' '.join(argv)}".strip()
-    machine = {"load average": load, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    machine = {"load average": load, "at once": args.jobs, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
     with Outputs() as outputs:
         out = outputs.folder(args.out)
         outputs.file(out / "long.json").write_text(json.dumps({"machine": machine, "clips": rows}, indent=1) + "\n")
