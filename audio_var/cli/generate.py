@@ -17,8 +17,9 @@ number only: the same command gives the same clips, whatever else is generated w
 A model of fixed length makes longer clips (--seconds) from windows that overlap: each is drawn around what is there
 already, and one is faded into the next in the latent, before it is decoded. Of the shipped model, which plays notes of
 one second, that is one note held as long: its attack, then its middle, that goes on changing as the model sees fit, and
-its release at the end. A plucked or struck note does not die away as a real one does, but stays about as loud as it was
-after half a second. There is no melody in it; for melodies see `audio-var play`. Memory does not grow with the length.
+its release at the end. A plucked or struck note goes on as loud as it was after half a second, and does not die away as
+a real one does: a guitar is held, while a mallet, short as it is, is all but silent after the first second.
+There is no melody in it; for melodies see `audio-var play`. Memory does not grow with the length.
 Clips shorter than the model's are cut, with a short fade. Models of any length make the whole at once, and windows
 with --stream only."""
 

@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
         return
     load = os.getloadavg()[0]
     model = open_generator(args.checkpoint, "cpu").pack()
+    hop = model.tokenizer.autoencoder.hop
     wanted = [("string", args.short), ("string", args.long), *((label, args.others) for label in list(NOTES)[1:])]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         files = [Path(folder, f"{label}_{seconds}.wav") for label, seconds in wanted]
@@ -70,7 +71,10 @@ def main(argv: list[str]) -> None:
         rows = [job.result() for job in jobs]
         for row, file in list(zip(rows, files, strict=True))[1:]:
             sound = torch.from_numpy(read_audio(file, row["rate"]))
-            row["flux"] = flux_at(sound, plan_lasting(model, len(sound)).joins, row["rate"])
+            joins = plan_lasting(model, len(sound)).joins  # in latent frames
+            row["flux"] = flux_at(
+                sound, [(start * hop // HOP, stop * hop // HOP) for start, stop in joins], row["rate"]
+            )
         rows[1]["apart"] = drawn_apart(model, "string", args.others)
     command = f"python -m recipes.benchmarks.long {' '.join(argv)}".strip()
     machine = {"load average": load, "at once": args.jobs, "threads": torch.get_num_threads(), "cores": os.cpu_count()}

@@ -85,7 +85,7 @@ def test_long_notes(tiny_generator):
 def test_command(works, tiny_checkpoint, midi, tmp_path):
     argv = ["play", midi, "--checkpoint", tiny_checkpoint, "--device", "cpu"]
     out = works(*argv, "--label", "flute", "--out", "a.wav", "--plot", "a.png").splitlines()
-    assert out[0].startswith("a.wav: 0.") and out[0].endswith("3 notes of 2 kinds (seed 0)")
+    assert out[0].startswith("a.wav: 1.0") and out[0].endswith("3 notes of 2 kinds (seed 0)")
     assert out[2:] == [
         "1 notes out of the model's range, moved by octaves into it",
         "1 notes of channel 10, drums, left out",
@@ -107,7 +107,7 @@ def test_models_that_are_not_told_pitches(works, other_checkpoint, midi):
         (["a.mid", "--out", "b.mp3"], "end the name in"),
         (["a.mid", "--out", "none/b.wav"], "there is no folder none"),
         (["a.mid", "--out", "b.wav", "--plot", "b.gif"], "cannot draw b.gif"),
-        (["a.mid", "--out", "b.wav", "--candidates", 0], "from 1 to 64"),
+        (["a.mid", "--out", "b.wav", "--candidates", 0], "must be from 1 to 64"),
         (["a.mid"], "--out"),
     ],
 )
