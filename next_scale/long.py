@@ -15,6 +15,10 @@ from next_scale.model import Generator
 from next_scale.predictors.known import Evidence
 from next_scale.sampling import SamplingOptions
 
+RAMP = (
+    0.5  # weight of the cells of a fade where it begins: they tell coarse tokens what was there, and bind no fine one
+)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -55,6 +59,11 @@ class Plan:
         return self.size - self.head - self.overlap - self.tail
 
     @property
+    def fade(self) -> int:
+        """Cells over which a window is faded in, at the end of its overlap; what is before them it is drawn around."""
+        return max(1, self.overlap // 2)
+
+    @property
     def count(self) -> int:
         """Number of windows."""
         return 1 + max(0, math.ceil((self.length - self.size) / self.fresh))
@@ -73,7 +82,7 @@ class Plan:
     @property
     def joins(self) -> list[tuple[int, int]]:
         """The cells over which every window but the first is faded in: first, and one past the last."""
-        return [(end - self.overlap, end) for end in self.ends[:-1]]
+        return [(end - self.fade, end) for end in self.ends[:-1]]
 
 
 def cross_fade(before: Tensor, after: Tensor) -> Tensor:
@@ -104,10 +113,11 @@ def draw_long(
     """The latents of long samples piece by piece, as soon as nothing later changes them.
 
     The first window is the sample that the model draws for that seed. Every further one is drawn around evidence
-    (:class:`next_scale.predictors.known.Evidence`): the cells that it shares with what is there, softly at their end,
-    and the beginning and the end of the first window, which keep what they have in common, such as a timbre, from
-    drifting. Where two windows share cells, one is faded into the other (:func:`cross_fade`). What is kept is one
-    window, whatever the length.
+    (:class:`next_scale.predictors.known.Evidence`): the first half of the cells that it shares with what is there, and
+    the beginning and the end of the first window, which keep what they have in common, such as a timbre, from
+    drifting. Over the other half it is faded in (:func:`cross_fade`); there evidence fades out, and binds no token of
+    the finest scale, so that what is drawn freely begins where nothing of it is heard yet. What is kept is one window,
+    whatever the length.
 
     Args:
         condition: as :meth:`next_scale.model.Generator.generate` takes it.
@@ -137,19 +147,19 @@ def draw_long(
     first = draw(0, None)
     there, begin, end = first[:, :, : plan.ends[0]], 0, plan.ends[0]  # what is there: its latent, and which cells
     sent = 0
-    ramp = 1 - (torch.arange(max(1, plan.overlap // 4), device=first.device) + 1) / (plan.overlap // 4 + 1)
+    ramp = RAMP * (1 - (torch.arange(plan.fade, device=first.device) + 0.5) / plan.fade)
     for number, (start, stop) in enumerate(windows, start=1):
-        yield there[:, :, sent - begin : end - plan.overlap - begin]
-        sent = end - plan.overlap
+        yield there[:, :, sent - begin : end - plan.fade - begin]
+        sent = end - plan.fade
         known = slice(plan.head, end - start)
         target, weight = first.clone(), first.new_ones(len(seeds), *grid)
         target[:, :, known] = there[:, :, start + plan.head - begin :]
         weight[:, known.stop : plan.size - plan.tail] = 0
         weight[:, known.stop - len(ramp) : known.stop] = ramp.view(-1, *[1] * (len(grid) - 1))
         drawn = draw(number, Evidence(quantizer, target, weight))
-        shared = slice(known.stop - plan.overlap, known.stop)
-        joined = cross_fade(there[:, :, -plan.overlap :], drawn[:, :, shared])
-        there = torch.cat([there[:, :, : -plan.overlap], joined, drawn[:, :, known.stop : stop - start]], dim=2)
+        shared = slice(known.stop - plan.fade, known.stop)
+        joined = cross_fade(there[:, :, -plan.fade :], drawn[:, :, shared])
+        there = torch.cat([there[:, :, : -plan.fade], joined, drawn[:, :, known.stop : stop - start]], dim=2)
         kept = max(0, there.shape[2] - plan.size)
         there, begin, end = there[:, :, kept:], begin + kept, stop
     yield there[:, :, sent - begin :]

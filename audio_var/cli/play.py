@@ -72,11 +72,16 @@ def run(args: argparse.Namespace) -> None:
             BACKEND.draw(drawn, [Tile(out.name, "", played.sound[None])], 1, model.tokenizer)
     size = BACKEND.size_text(played.sound, model.tokenizer)
     off = played.cents.abs()
-    print(f"{out}: {size}, {len(score.notes)} notes of {played.kinds} kinds (seed {args.seed})")
+    print(f"{out}: {size}, {_count(len(score.notes), 'note')} of {_count(played.kinds, 'kind')} (seed {args.seed})")
     print(f"retuned by {off.median():.0f} cents in the median, {off.max():.0f} at most")
     if played.moved:
-        print(f"{played.moved} notes out of the model's range, moved by octaves into it")
+        print(f"{_count(played.moved, 'note')} out of the model's range, moved by octaves into it")
     if score.drums:
-        print(f"{score.drums} notes of channel 10, drums, left out")
+        print(f"{_count(score.drums, 'note')} of channel 10, drums, left out")
     if args.plot:
         print(f"spectrogram in {args.plot}")
+
+
+def _count(number: int, noun: str) -> str:
+    """``1 note``, ``2 notes``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -87,8 +87,8 @@ def test_command(works, tiny_checkpoint, midi, tmp_path):
     out = works(*argv, "--label", "flute", "--out", "a.wav", "--plot", "a.png").splitlines()
     assert out[0].startswith("a.wav: 1.0") and out[0].endswith("3 notes of 2 kinds (seed 0)")
     assert out[2:] == [
-        "1 notes out of the model's range, moved by octaves into it",
-        "1 notes of channel 10, drums, left out",
+        "1 note out of the model's range, moved by octaves into it",
+        "1 note of channel 10, drums, left out",
         "spectrogram in a.png",
     ]
     works(*argv, "--out", "b.flac")  # the file's own program is a flute
