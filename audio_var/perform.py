@@ -161,11 +161,14 @@ def _choose(
         advance(len(batch) / len(jobs))
     clips = torch.cat(clips)  # (kinds * candidates, N)
     wanted = torch.tensor([frequency_of(kind.pitch) for kind in kinds]).repeat_interleave(candidates)
-    cents = _cents_off(clips, wanted, rate, "pitch" in model.condition_spec).view(len(kinds), candidates)
+    cents, octaves = (
+        part.view(len(kinds), candidates) for part in _off(clips, wanted, rate, "pitch" in model.condition_spec)
+    )
     steady = clips[:, : round(_STEADY * rate)]
     power = steady.square().mean(1).sqrt().view(len(kinds), candidates)
     timbre = _timbre(steady, rate).view(len(kinds), candidates, -1)
-    bad = 10.0 * (power < 1e-3) + ((cents.abs() - IN_TUNE).clamp_min(0) / 100)  # silence, and what is out of tune
+    # silence, what is out of tune, and what sounds in another octave
+    bad = 10.0 * (power < 1e-3) + (cents.abs() - IN_TUNE).clamp_min(0) / 100 + octaves
     by_label: dict[int, list[int]] = {}
     for number, kind in enumerate(kinds):
         by_label.setdefault(dict(kind.condition).get("label", NOT_GIVEN), []).append(number)
@@ -184,19 +187,20 @@ def frequency_of(pitch: float) -> float:
     return 440.0 * 2 ** ((pitch - 69) / 12)
 
 
-def _cents_off(clips: Tensor, wanted: Tensor, rate: int, told: bool) -> Tensor:
-    """How far clips (B, N) are from the pitches wanted, in Hz (B,), in cents (B,).
+def _off(clips: Tensor, wanted: Tensor, rate: int, told: bool) -> tuple[Tensor, Tensor]:
+    """How far clips (B, N) are from the pitches wanted, in Hz (B,): in cents (B,), and in octaves beside those (B,).
 
-    A model that is told pitches is at most a semitone off, or by octaves, as an organ's stops are: not to be mended.
+    A model that is told pitches is off by a semitone at most, or by octaves, as an organ's stops are, which is left so.
     """
     found, confidence = estimate_pitch(clips, rate)
     cents = cents_between(found, wanted)
     if not told:
-        return cents.clamp(-100 * _SPREAD, 100 * _SPREAD)
-    folded = cents - 1200 * (cents / 1200).round()
+        return cents.clamp(-100 * _SPREAD, 100 * _SPREAD), torch.zeros_like(cents)
+    octaves = (cents / 1200).round()
+    folded = cents - 1200 * octaves
     near = cents_between(refine_pitch(clips, rate, wanted), wanted)
     audible = (wanted > LOWEST) & (wanted < HIGHEST) & (confidence > 0.3)
-    return torch.where(audible & (folded.abs() > 100), folded, near)
+    return torch.where(audible & (folded.abs() > 100), folded, near), torch.where(audible, octaves.abs(), 0.0)
 
 
 def _timbre(clips: Tensor, rate: int) -> Tensor:

@@ -50,8 +50,11 @@ class Plan:
 
     @classmethod
     def of(cls, length: int, size: int) -> Plan:
-        """The usual shares: an eighth of a window begins it, a quarter overlaps, a quarter ends it."""
-        return cls(length, size, size // 8, max(1, size // 4), size // 4)
+        """The usual shares: an eighth of a window begins it, three eighths overlap, a quarter ends it.
+
+        With a quarter as overlap, notes that had died away a little swelled again, audibly, from window to window.
+        """
+        return cls(length, size, size // 8, max(1, 3 * size // 8), size // 4)
 
     @property
     def fresh(self) -> int:
@@ -61,7 +64,7 @@ class Plan:
     @property
     def fade(self) -> int:
         """Cells over which a window is faded in, at the end of its overlap; what is before them it is drawn around."""
-        return max(1, self.overlap // 2)
+        return max(1, 5 * self.overlap // 8)
 
     @property
     def count(self) -> int:
@@ -113,9 +116,9 @@ def draw_long(
     """The latents of long samples piece by piece, as soon as nothing later changes them.
 
     The first window is the sample that the model draws for that seed. Every further one is drawn around evidence
-    (:class:`next_scale.predictors.known.Evidence`): the first half of the cells that it shares with what is there, and
-    the beginning and the end of the first window, which keep what they have in common, such as a timbre, from
-    drifting. Over the other half it is faded in (:func:`cross_fade`); there evidence fades out, and binds no token of
+    (:class:`next_scale.predictors.known.Evidence`): the cells that it shares with what is there, and the beginning
+    and the end of the first window, which keep what they have in common, such as a timbre, from drifting. Over the last
+    five eighths of those cells it is faded in (:func:`cross_fade`); there evidence fades out, and binds no token of
     the finest scale, so that what is drawn freely begins where nothing of it is heard yet. What is kept is one window,
     whatever the length.
 

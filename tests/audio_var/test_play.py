@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from audio_var.perform import _cents_off, _ended, _retuned, frequency_of, perform
+from audio_var.perform import _ended, _off, _retuned, frequency_of, perform
 from audio_var.score import Note, Score
 
 RATE = 16_000
@@ -60,14 +60,16 @@ def test_retuning():
     for pitch, off in ((60, 30.0), (48, -45.0), (72, 80.0), (60, 250.0)):
         sound = tone(frequency_of(pitch + off / 100))
         wanted = torch.tensor([frequency_of(pitch)])
-        cents = _cents_off(sound[None], wanted, RATE, told=True)
-        assert abs(float(cents) - off) < 3
+        cents, octaves = _off(sound[None], wanted, RATE, told=True)
+        assert abs(float(cents) - off) < 3 and octaves == 0
         tuned = _retuned(sound, 2 ** (-float(cents) / 1200), RATE)
-        assert abs(float(_cents_off(tuned[None], wanted, RATE, told=True))) < 3
+        assert abs(float(_off(tuned[None], wanted, RATE, told=True)[0])) < 3
         assert abs(len(tuned) / len(sound) - 2 ** (off / 1200)) < 1e-3
     octave = tone(frequency_of(48))[None]  # as an organ's 16' stop sounds: left alone where pitches are told
-    assert abs(float(_cents_off(octave, torch.tensor([frequency_of(60)]), RATE, told=True))) < 3
-    assert abs(float(_cents_off(octave, torch.tensor([frequency_of(60)]), RATE, told=False)) + 1200) < 3
+    cents, octaves = _off(octave, torch.tensor([frequency_of(60)]), RATE, told=True)
+    assert abs(float(cents)) < 3 and octaves == 1
+    cents, octaves = _off(octave, torch.tensor([frequency_of(60)]), RATE, told=False)
+    assert abs(float(cents) + 1200) < 3 and octaves == 0
 
 
 def test_ends():

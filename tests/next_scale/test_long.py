@@ -21,7 +21,7 @@ def test_windows_cover_the_whole(length):
     assert plan.starts[0] == 0 and plan.starts[-1] == max(0, length - 64)
     for start, end, after in zip(plan.starts, plan.ends, plan.starts[1:], strict=False):
         assert end - start == 48 and after + plan.head + plan.overlap <= end < after + 64
-    assert len(plan.joins) == plan.count - 1 and all(b - a == 8 for a, b in plan.joins)
+    assert len(plan.joins) == plan.count - 1 and all(b - a == 15 for a, b in plan.joins)
 
 
 def test_windows_that_add_nothing():
