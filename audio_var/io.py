@@ -5,6 +5,8 @@ Shape notation: T samples, C channels.
 
 import io
 import os
+import struct
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,94 @@ def write_audio(path: str | os.PathLike, samples: np.ndarray, sample_rate: int) 
     except soundfile.SoundFileError as error:
         raise UserError(f"cannot write {path.name} at {sample_rate} Hz ({_reason(error)}): use .wav") from error
     write_whole(path, encoded.getbuffer())
+
+
+class AudioWriter:
+    """Mono samples written as they come: to a file that grows beside its target, or to a pipe.
+
+    Used as a context: the file ``OUT.part`` is a WAV, FLAC or Ogg file that can be read while it grows, and becomes
+    ``OUT`` when the block ends well; otherwise it is removed::
+
+        with AudioWriter("out.wav", 16_000, 32_000) as writer:
+            writer.write(np.zeros(32_000))
+
+    Args:
+        target: a file; or ``-`` for a WAV file on standard output.
+        sample_rate: in Hz.
+        samples: T, how many there will be: the header of a WAV file tells it beforehand, for pipes have no way back.
+
+    Raises:
+        UserError: another suffix, samples that are not finite, a missing folder, a full disk.
+    """
+
+    def __init__(self, target: str | os.PathLike, sample_rate: int, samples: int) -> None:
+        self.target, self.sample_rate, self.samples = target, sample_rate, samples
+        self.part: Path | None = None
+        if str(target) != "-":
+            check_name(target)
+            self.part = Path(f"{target}.part")
+
+    def __enter__(self) -> "AudioWriter":
+        import soundfile
+
+        header = _wav_header(self.sample_rate, self.samples)
+        if self.part is None:
+            self._file = sys.stdout.buffer
+            self._file.write(header)
+            return self
+        container, subtype = FORMATS[self.part.with_suffix("").suffix.lower()]
+        try:
+            if container == "WAV":
+                self._file = self.part.open("wb")
+                self._file.write(header)
+            else:
+                self._file = soundfile.SoundFile(str(self.part), "w", self.sample_rate, 1, subtype, format=container)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise self._cannot(error) from error
+        return self
+
+    def write(self, samples: np.ndarray) -> None:
+        """Append samples, float (N,); beyond full scale they are clipped."""
+        import soundfile
+
+        if not np.isfinite(samples).all():
+            raise UserError(f"cannot write {self.target}: its samples are not finite numbers (NaN or infinity)")
+        samples = np.asarray(samples, np.float32).clip(-1, 1)
+        try:
+            if isinstance(self._file, soundfile.SoundFile):
+                for start in range(0, len(samples), _BLOCK):
+                    self._file.write(samples[start : start + _BLOCK])
+            else:
+                self._file.write(np.rint(samples * 32767).astype("<i2").tobytes())
+                self._file.flush()
+        except BrokenPipeError:
+            raise
+        except (soundfile.SoundFileError, OSError) as error:
+            raise self._cannot(error) from error
+
+    def __exit__(self, kind: type | None, error: BaseException | None, traceback: object) -> None:
+        if self.part is None:
+            return
+        try:
+            self._file.close()
+            if error is None:
+                os.replace(self.part, self.target)
+        except OSError as failure:
+            if error is None:
+                raise self._cannot(failure) from failure
+        finally:
+            self.part.unlink(missing_ok=True)
+
+    def _cannot(self, error: Exception) -> UserError:
+        reason = error.strerror if isinstance(error, OSError) else _reason(error)
+        return UserError(f"cannot write {self.target}: {reason}; free space or write elsewhere")
+
+
+def _wav_header(sample_rate: int, samples: int) -> bytes:
+    """Of a WAV file of 16-bit mono samples."""
+    size = 2 * samples
+    form = (16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)  # its size, PCM, channels, rates, bytes and bits a sample
+    return struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", *form, b"data", size)
 
 
 def check_name(path: str | os.PathLike) -> None:

@@ -1,6 +1,7 @@
 """Phase from magnitude: sinusoids found as spectral peaks, each advancing at its own frequency."""
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,13 @@ def peak_frequency(log_magnitude: Tensor, peak: Tensor) -> Tensor:
     return (peak + offset.gather(2, peak - 1)).transpose(1, 2)  # (B, T, F) -> (B, F, T)
 
 
-@torch.no_grad()
+class Turning(NamedTuple):
+    """Where phases stand after a frame: phase and frequency of the peak nearest to every bin, both (B, F) float."""
+
+    phase: Tensor
+    frequency: Tensor
+
+
 def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, correction: Tensor | None = None) -> Tensor:
     """Phases that make a magnitude spectrogram sound: peaks turn, the bins around each stay locked to it.
 
@@ -56,6 +63,21 @@ def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, correction: Ten
 
     Shape notation: B batch, F frequency bins, T frames.
     """
+    return continued_phase(log_magnitude, fft_size, hop, correction)[0]
+
+
+@torch.no_grad()
+def continued_phase(
+    log_magnitude: Tensor, fft_size: int, hop: int, correction: Tensor | None = None, before: Turning | None = None
+) -> tuple[Tensor, Turning]:
+    """:func:`locked_phase` of a sound that comes in pieces.
+
+    Args:
+        before: what this function gave for the piece before; None at the start.
+
+    Returns:
+        Phases (B, F, T), and where they stand, within one turn: however long the sound, they lose no precision.
+    """
     peak = nearest_peak(log_magnitude)
     frequency = peak_frequency(log_magnitude, peak)
     if correction is not None:
@@ -65,9 +87,14 @@ def locked_phase(log_magnitude: Tensor, fft_size: int, hop: int, correction: Ten
     turn = 2 * math.pi * hop / fft_size
     peaks, frequencies, lobes = (x.permute(2, 0, 1).contiguous() for x in (peak, frequency, lobe))  # (T, B, F)
     phase = torch.empty_like(frequencies)
-    phase[0] = lobes[0]
-    for t, (here, now) in enumerate(zip(peaks[1:], frequencies[1:], strict=True), start=1):
-        # a peak continues whatever sounded at its bin one frame before, at the mean of both frequencies
-        advance = 0.5 * turn * (now + frequencies[t - 1].gather(1, here))
-        phase[t] = phase[t - 1].gather(1, here) + advance + lobes[t]
-    return phase.permute(1, 2, 0)  # (T, B, F) -> (B, F, T)
+    for t, (here, now) in enumerate(zip(peaks, frequencies, strict=True)):
+        if before is None:
+            phase[t] = lobes[t]
+        else:
+            # a peak continues whatever sounded at its bin one frame before, at the mean of both frequencies
+            advance = 0.5 * turn * (now + before.frequency.gather(1, here))
+            phase[t] = before.phase.gather(1, here) + advance + lobes[t]
+        before = Turning(phase[t], now)
+    return phase.permute(1, 2, 0), Turning(
+        before.phase.remainder(2 * math.pi), before.frequency
+    )  # (T, B, F) -> (B, F, T)

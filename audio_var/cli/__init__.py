@@ -8,6 +8,7 @@ from next_scale.commands.program import Program
 
 COMMANDS = {
     "generate": ("generate", "make clips with a trained model"),
+    "play": ("play", "play a MIDI file with a trained model"),
     "reconstruct": ("reconstruct", "pass audio through a tokenizer and back"),
     "tokenize": ("tokens", "audio file -> compact token file"),
     "detokenize": ("tokens", "token file -> audio file"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,9 @@ from next_scale.commands.backend import Advance, Backend, Encoded, Pair, Source,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from next_scale.commands.generate import Asked
     from next_scale.model import Generator
+    from next_scale.sampling import SamplingOptions
     from next_scale.schedule import Schedule
     from next_scale.tokenizer import Tokenizer
 
@@ -64,9 +66,15 @@ class AudioBackend(Backend):
     def add_generate_options(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--seconds",
-            type=real_number(0, 600),
+            type=real_number(0, 3600),
             metavar="S",
-            help="length of the clips, for models of any length (default: the model's own)",
+            help="length of the clips (default: the model's own); longer than that, it holds the note, see above",
+        )
+        parser.add_argument(
+            "--stream",
+            action="store_true",
+            help="write clips one by one and as they come, to NAME.part until they are whole, and say how soon and how "
+            "fast; with --out - one clip, as a WAV file on standard output",
         )
         group = parser.add_argument_group(
             "embeddings", "for models that take CLAP's embedding of what shall be heard; also --condition FILE.npy"
@@ -84,6 +92,13 @@ class AudioBackend(Backend):
         from audio_var.cli.prompts import requested_vectors
 
         return requested_vectors(model, args)
+
+    def in_pieces(
+        self, model: Generator, args: argparse.Namespace
+    ) -> Callable[[Asked, SamplingOptions, Path | None], None] | None:
+        from audio_var.cli.long import in_pieces
+
+        return in_pieces(model, args)
 
     def grid(self, tokenizer: Tokenizer, args: argparse.Namespace) -> tuple[int, ...] | None:
         from audio_var.cli.clips import grid_lasting

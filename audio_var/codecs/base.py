@@ -21,6 +21,7 @@ class Codec(nn.Module, ABC):
     name: str  # of the class among the codecs, as checkpoints say it
     channels: int = 1  # of the waveforms
     multiple: int = 1  # latent frames come in multiples of this
+    context: int | None = None  # frames on either side that decoding a frame sees; None where that has no clear end
 
     def __init__(self, sample_rate: int, hop: int, latent_channels: int):
         super().__init__()

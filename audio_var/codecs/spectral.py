@@ -102,16 +102,20 @@ class SpectrumCodec(Codec):
         padded = F.pad(waveform, (margin, margin))
         return torch.stft(padded, self.fft_size, self.frame_hop, window=self.window, center=False, return_complex=True)
 
-    def inverse_stft(self, spectrum: Tensor) -> Tensor:
-        """(B, F, T) complex -> (B, T * frame_hop), the least-squares inverse of :meth:`stft`."""
+    def overlap_add(self, spectrum: Tensor) -> Tensor:
+        """Frames (B, F, T) complex -> their windowed sum and the power of the windows: (B + 1, N), margins included."""
         frames = torch.fft.irfft(spectrum, self.fft_size, dim=1) * self.window[:, None]  # (B, fft_size, T)
         length = (spectrum.shape[2] - 1) * self.frame_hop + self.fft_size
         envelope = self.window.square()[None, :, None].expand(1, -1, spectrum.shape[2])
         both = torch.cat([frames, envelope])
         # (B + 1, fft_size, T) -> (B + 1, length)
-        added = F.fold(both, (1, length), (1, self.fft_size), stride=(1, self.frame_hop)).flatten(1)
+        return F.fold(both, (1, length), (1, self.fft_size), stride=(1, self.frame_hop)).flatten(1)
+
+    def inverse_stft(self, spectrum: Tensor) -> Tensor:
+        """(B, F, T) complex -> (B, T * frame_hop), the least-squares inverse of :meth:`stft`."""
+        added = self.overlap_add(spectrum)
         margin = (self.fft_size - self.frame_hop) // 2
-        added = added[:, margin : length - margin]
+        added = added[:, margin : added.shape[1] - margin]
         return added[:-1] / added[-1:].clamp_min(1e-8)
 
     def log_magnitude(self, waveform: Tensor) -> Tensor:
@@ -129,14 +133,22 @@ class SpectrumCodec(Codec):
         """
         if self.fundamentals is not None:
             correction = torch.zeros_like(log_magnitude) if correction is None else correction
-            low, high = (f * self.fft_size / self.sample_rate for f in self.fundamentals)  # Hz to bins
-            correction = tune_harmonics(log_magnitude, correction, low, high)
+            correction = tune_harmonics(log_magnitude, correction, *self.fundamental_bins)
         phase = locked_phase(log_magnitude.detach(), self.fft_size, self.frame_hop, correction)
-        # the soft floor's inverse: what was silent comes out silent
-        magnitude = (torch.exp(2 * log_magnitude) - self.floor**2).clamp_min(1e-12).sqrt()
+        magnitude = self.magnitude(log_magnitude)
         if self.polish:
             phase = self._polish(magnitude.detach(), phase)
         return self.inverse_stft(torch.polar(magnitude, phase)).unsqueeze(1)
+
+    @property
+    def fundamental_bins(self) -> tuple[float, float]:
+        """The range of fundamentals, in bins."""
+        low, high = (frequency * self.fft_size / self.sample_rate for frequency in self.fundamentals)
+        return low, high
+
+    def magnitude(self, log_magnitude: Tensor) -> Tensor:
+        """Log magnitudes to magnitudes, by the soft floor's inverse: what was silent comes out silent."""
+        return (torch.exp(2 * log_magnitude) - self.floor**2).clamp_min(1e-12).sqrt()
 
     @torch.no_grad()
     def _polish(self, magnitude: Tensor, phase: Tensor, momentum: float = 0.9) -> Tensor:
@@ -199,6 +211,7 @@ class SpectralCodec(SpectrumCodec):
             "polish": polish,
             "fundamentals": None if fundamentals is None else list(fundamentals),
         }
+        self.context = decoder_depth * (kernel // 2)
         bins = fft_size // 2 + 1
         self.encoder = Trunk(bins, latent_channels, width, encoder_depth, expansion, kernel)
         self.decoder = Trunk(latent_channels, bins, width, decoder_depth, expansion, kernel)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:  # torch takes seconds to import: only what computes imports it
     from torch import Tensor
 
+    from next_scale.commands.generate import Asked
     from next_scale.model import Generator
+    from next_scale.sampling import SamplingOptions
     from next_scale.schedule import Schedule
     from next_scale.tokenizer import Tokenizer
 
@@ -149,6 +151,18 @@ class Backend(ABC):
 
         Raises:
             UserError: the model cannot make it.
+        """
+        return None
+
+    def in_pieces(
+        self, model: Generator, args: argparse.Namespace
+    ) -> Callable[[Asked, SamplingOptions, Path | None], None] | None:
+        """What makes the samples asked for piece by piece, draws a sheet of them, and says where all is.
+
+        None where they are made whole, as they are of the model's own size.
+
+        Raises:
+            UserError: what is asked for cannot be.
         """
         return None
 

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from next_scale.cli import (
     DEFAULT,
@@ -68,16 +68,60 @@ def add_parser(subparsers: argparse._SubParsersAction, backend: Backend, descrip
     parser.set_defaults(run=partial(run, backend=backend))
 
 
+class Asked(NamedTuple):
+    """What is to be made.
+
+    Attributes:
+        spec: condition fields and what their values are called.
+        conditions: every combination asked for: field -> index in `spec`.
+        jobs: a condition and a number a sample.
+        names: of the samples, without suffix.
+        wanted: the jobs, with the vectors that conditions stand for.
+    """
+
+    spec: ConditionSpec
+    conditions: list[dict[str, int]]
+    jobs: list[tuple[dict[str, int], int]]
+    names: list[str]
+    wanted: list[tuple[dict[str, int | Tensor], int]]
+
+
 def run(args: argparse.Namespace, backend: Backend) -> None:
     """Generate, write, and say where."""
-    out = Path(args.out)
     sheet = _sheet(args, backend)
     model = as_generator(backend.open_model(args.checkpoint, args.device), args.checkpoint or DEFAULT)
     model.pack(args.int8)
-    spec, tokenizer = model.condition_spec, model.tokenizer
+    tokenizer = model.tokenizer
     options = sampling_options(args, model.sampling)
-    grid = backend.grid(tokenizer, args)
-    vectors = backend.vectors(model, args)
+    in_pieces = backend.in_pieces(model, args)
+    grid = None if in_pieces else backend.grid(tokenizer, args)
+    asked = _asked(args, backend, model)
+    if in_pieces:
+        in_pieces(asked, options, sheet)
+        return
+    out = Path(args.out)
+    tiles: list[Tile] = []
+    with Outputs() as outputs, progress("generating", len(asked.jobs)) as advance:
+        outputs.folder(out)
+        drawn = outputs.file(sheet) if sheet else None
+        samples = draw_samples(model, asked.wanted, args.seed, options, args.batch_size, grid=grid)
+        for name, (condition, _), sample in zip(asked.names, asked.jobs, samples, strict=True):
+            sample = backend.finish(sample, tokenizer, args)
+            backend.write(outputs.file(out / f"{name}.{args.format}"), sample, tokenizer)
+            if drawn and len(tiles) < backend.most_tiles(sample):
+                tiles.append(Tile(name, describe(asked.spec, condition), sample))
+            advance(1)
+        if drawn:
+            backend.draw(drawn, tiles, args.count, tokenizer)
+    print_listed([out / f"{name}.{args.format}" for name in asked.names])
+    print(summary(args, backend, asked, backend.size_text(sample, tokenizer)))
+    if sheet:
+        print(f"{backend.sheet} of {len(tiles)} in {sheet}")
+
+
+def _asked(args: argparse.Namespace, backend: Backend, model: Generator) -> Asked:
+    """Raises UserError for what the model does not know, and for too many samples."""
+    spec, vectors = model.condition_spec, backend.vectors(model, args)
     conditions = [
         {**listed, **dict(zip(vectors, rows, strict=True))}
         for listed in requested_conditions(args, spec)
@@ -90,26 +134,8 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
         )
     jobs = [(condition, number) for condition in conditions for number in range(args.count)]
     names = [f"{condition_stem(spec, condition)}_s{args.seed}_{number:03}" for condition, number in jobs]
-    tiles: list[Tile] = []
-    with Outputs() as outputs, progress("generating", len(jobs)) as advance:
-        outputs.folder(out)
-        drawn = outputs.file(sheet) if sheet else None
-        wanted = [({**condition, **_looked_up(condition, vectors)}, number) for condition, number in jobs]
-        samples = draw_samples(model, wanted, args.seed, options, args.batch_size, grid=grid)
-        for name, (condition, _), sample in zip(names, jobs, samples, strict=True):
-            sample = backend.finish(sample, tokenizer, args)
-            backend.write(outputs.file(out / f"{name}.{args.format}"), sample, tokenizer)
-            if drawn and len(tiles) < backend.most_tiles(sample):
-                tiles.append(Tile(name, _text(spec, condition), sample))
-            advance(1)
-        if drawn:
-            backend.draw(drawn, tiles, args.count, tokenizer)
-    print_listed([out / f"{name}.{args.format}" for name in names])
-    noun = backend.sample if len(names) == 1 else backend.samples
-    size = backend.size_text(sample, tokenizer)
-    print(f"{len(names)} {noun} of {size} in {out}: {_summary(spec, conditions)} (seed {args.seed})")
-    if sheet:
-        print(f"{backend.sheet} of {len(tiles)} in {sheet}")
+    wanted = [({**condition, **_looked_up(condition, vectors)}, number) for condition, number in jobs]
+    return Asked(spec, conditions, jobs, names, wanted)
 
 
 def _looked_up(condition: dict[str, int], vectors: dict[str, Vectors]) -> dict[str, Tensor]:
@@ -161,13 +187,20 @@ def print_listed(paths: Sequence[Path]) -> None:
         print(f"... and {len(paths) - _LISTED} more")
 
 
-def _text(spec: ConditionSpec, condition: dict[str, int]) -> str:
+def summary(args: argparse.Namespace, backend: Backend, asked: Asked, size: str) -> str:
+    """``2 clips of 1.02 s in clips: label flute (seed 0)``."""
+    noun = backend.sample if len(asked.names) == 1 else backend.samples
+    made = _conditions_text(asked.spec, asked.conditions)
+    return f"{len(asked.names)} {noun} of {size} in {args.out}: {made} (seed {args.seed})"
+
+
+def describe(spec: ConditionSpec, condition: dict[str, int]) -> str:
     """``flute, pitch 60``: a condition for people, names as they are."""
     values = condition_values(spec, condition).items()
     return ", ".join(value if isinstance(value, str) else f"{name} {value}" for name, value in values)
 
 
-def _summary(spec: ConditionSpec, conditions: list[dict[str, int]]) -> str:
+def _conditions_text(spec: ConditionSpec, conditions: list[dict[str, int]]) -> str:
     """``label flute, brass; pitch 60``: the values in use, field by field."""
     parts = []
     for field in spec:
