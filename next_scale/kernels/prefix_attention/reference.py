@@ -11,7 +11,8 @@ def normalised(q: Tensor, k: Tensor, head_scale: Tensor | None) -> tuple[Tensor,
     """Queries and keys (..., H, d) at unit length, the queries times (H,) `head_scale`; as they are without it."""
     if head_scale is None:
         return q, k
-    return F.normalize(q, dim=-1) * head_scale[:, None], F.normalize(k, dim=-1)
+    scaled = F.normalize(q, dim=-1) * head_scale[:, None]
+    return scaled.to(q.dtype), F.normalize(k, dim=-1)  # a learned scale may be of more precision
 
 
 def prefix_attention(
