@@ -206,7 +206,9 @@ def test_kernel_of_a_step(size, grid, shown, upsampling, kernel, monkeypatch) ->
 def backward_problem(size, grid, shown, upsampling, kernel, channels=5) -> tuple:
     """Arguments of the gradients' functions, without what is wanted."""
     latent, tokens, codes, weight, _, ratio, *_ = step_problem(size, grid, upsampling, kernel, channels=channels)
-    seen = torch.randn(3, torch.Size(shown).numel() if shown else 0, channels)
+    seen = torch.randn(
+        3, torch.Size(shown).numel() if shown else 0, channels, generator=torch.Generator().manual_seed(0)
+    )
     return latent, seen, tokens, codes, weight, ratio, size, shown, upsampling
 
 
@@ -218,7 +220,7 @@ def test_kernel_of_gradients(size, grid, shown, upsampling, kernel, monkeypatch)
         monkeypatch.setattr(cuda, "_POOL", pool)
         found = on_cpu(cuda.pyramid_step_backward, *problem, *learn, backwards=pool == 1000)
         want = backward.pyramid_step_backward(*problem, *learn)
-        torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(found, want, atol=1e-4, rtol=1e-4)  # sums over all samples and cells
 
 
 @needs_compiler
