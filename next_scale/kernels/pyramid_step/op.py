@@ -59,9 +59,27 @@ def pyramid_step(
     """
     if weight is not None:
         flops.report(_convolution(latent.shape, weight.shape), weight, inputs=codes)
+    learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (latent, codes, weight, bias))
+    if learning and not _by_kernel(implementation, latent, codes, weight):
+        # PyTorch's own lines and gradients: an operator around them costs more than all its other savings
+        latent = reference.add_scale(latent, tokens, codes, weight, bias, ratio, tuple(size), upsampling)
+        return latent, None if shown is None else reference.show(latent, tuple(shown))
     numbers = (float(ratio), list(size), list(shown or ()), upsampling, implementation)
     latent, seen = _pyramid_step(latent, tokens, codes, weight, bias, *numbers)
     return latent, None if shown is None else seen
+
+
+@torch.compiler.assume_constant_result
+def _by_kernel(implementation: str, latent: Tensor, codes: Tensor, weight: Tensor | None) -> bool:
+    """Whether the choice falls on the kernel. ``torch.compile`` asks once, while it traces."""
+    return dispatch(
+        "pyramid_step",
+        implementation,
+        lambda: cuda.unable(latent.shape[2:], [latent, codes], weight),
+        cuda=lambda: True,
+        torch=lambda: False,
+        reference=lambda: False,
+    )
 
 
 @torch.no_grad()
