@@ -5,10 +5,10 @@
 makes clips with the shipped model (another: --checkpoint PATH), each in a process of its own, and writes long.json and
 the table long.md. Whatever else the machine does meanwhile counts for the times, so its load average is written down.
 
-Spectral flux is the sum over frequencies of what log(1 + 10 |STFT|) gains from one frame to the next (window 1,024, hop
-256; Dixon, "Onset detection revisited", DAFx 2006). At joins: all frames over which one window is faded into the next,
-and one more on either side. Elsewhere: all others, without the attack and the release. For comparison, clips drawn
-apart and cross-faded over 32 ms in the waveform.
+Spectral flux is the sum over frequencies of what log(1 + 10 |STFT|) gains from one frame to the next (window 1,024,
+hop 256; Dixon, "Onset detection revisited", DAFx 2006). At joins: the four frames on either side of the end of a fade,
+where flux is greatest, if anywhere. Elsewhere: all others, without the attack and the release. For comparison, clips
+drawn apart and cross-faded over 32 ms in the waveform.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from next_scale.report import markdown_table
 
 NOTES = {"string": 55, "flute": 72, "organ": 48, "vocal": 64, "guitar": 52, "mallet": 67}  # label -> pitch
 SIZE, HOP = 1024, 256
+NEAR = 4  # frames on either side of the end of a fade
 EDGE = 0.5  # seconds of attack and release that are left out
 
 
@@ -62,12 +63,12 @@ def main(argv: list[str]) -> None:
         print(json.dumps(one_clip(args.checkpoint, label, float(seconds), file)))
         return
     load = os.getloadavg()[0]
-    model = open_generator(args.checkpoint, "cpu").pack()
-    hop = model.tokenizer.autoencoder.hop
     wanted = [("string", args.short), ("string", args.long), *((label, args.others) for label in list(NOTES)[1:])]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         files = [Path(folder, f"{label}_{seconds}.wav") for label, seconds in wanted]
         jobs = [pool.submit(in_process, args.checkpoint, *clip, file) for clip, file in zip(wanted, files, strict=True)]
+        model = open_generator(args.checkpoint, "cpu").pack()
+        hop = model.tokenizer.autoencoder.hop
         rows = [job.result() for job in jobs]
         for row, file in list(zip(rows, files, strict=True))[1:]:
             sound = torch.from_numpy(read_audio(file, row["rate"]))
@@ -128,8 +129,8 @@ def flux_at(sound: Tensor, joins: list[tuple[int, int]], rate: int) -> dict:
     """Flux at joins, in frames of a hop, and elsewhere."""
     found = flux(sound)
     at = torch.zeros(len(found), dtype=torch.bool)
-    for start, stop in joins:
-        at[max(0, start - 1) : stop + 2] = True
+    for _, stop in joins:
+        at[stop - NEAR : stop + NEAR] = True
     inside = torch.zeros_like(at)
     inside[round(EDGE * rate / HOP) : len(found) - round(EDGE * rate / HOP)] = True
     here, there = found[at & inside], found[~at & inside]
