@@ -308,7 +308,7 @@ test images of Fashion-MNIST. *Told* is a model that is told label, pitch and ve
 image; what is hidden it never sees. Bold is the best of a column but for the floor, a sample through the tokenizer and
 back.
 
-What each verb does to a note, heard and seen (`python -m recipes.audio_notes.edit_samples`; the clips lie beside this page):
+What each verb does to a note (`python -m recipes.audio_notes.edit_samples`; the clips lie beside this page):
 
 ![spectrograms of a note before and after each verb](verbs.png)
 
