@@ -8,8 +8,8 @@ from pathlib import Path
 
 from next_scale.errors import UserError
 
-# packages whose classes a recipe may name; a recipe from a stranger could otherwise import and call anything
-TRUSTED = ("next_scale", "audio_var", "image_var", "lightning", "torch.optim", "torch.nn", "torchmetrics")
+# packages whose classes a recipe may name, beside the program's own: it could otherwise import and call anything
+TRUSTED = ("next_scale", "lightning", "torch.optim", "torch.nn", "torchmetrics")
 
 _NOISE = re.compile(r"Does not validate|Subtypes:|Errors:|Given value|Expected a (path but|<class 'NoneType'>)")
 
@@ -49,7 +49,7 @@ def fit(
         preview: class of a callback that shows what is made, the recipe's ``preview``.
         links: (source, target) values that one part of the recipe takes from another once that is built.
 
-    ``--trust`` among the arguments lets the recipe name classes of any package, not of `TRUSTED` alone.
+    ``--trust`` among the arguments lets the recipe name classes of any package, not of `TRUSTED` and the program's own alone.
 
     Raises:
         UserError: a value in the recipe or on the command line that cannot work.
@@ -72,10 +72,11 @@ def fit(
     ):
         warnings.filterwarnings("ignore", message)
 
+    trusted = (preview.__module__.partition(".")[0], *TRUSTED)
     if "--trust" in arguments:
         arguments = [argument for argument in arguments if argument != "--trust"]
     else:
-        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(TRUSTED))
+        set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(trusted))
 
     class RecipeCLI(LightningCLI):
         def parse_arguments(self, parser, args) -> None:
@@ -110,16 +111,16 @@ def fit(
             args=["fit", *arguments],
         )
     except ArgumentError as error:
-        raise UserError(_one_line(str(error))) from error
+        raise UserError(_one_line(str(error), trusted)) from error
 
 
-def _one_line(message: str) -> str:
+def _one_line(message: str, trusted: Sequence[str]) -> str:
     """What jsonargparse says of a mistake, without the list of all that would have been right."""
     denied = re.search(r"Importing '([\w.]+)' is not allowed", message)
     if denied:
         return (
             f"the recipe names {denied[1]}, which was not imported: it is of none of the packages "
-            f"{', '.join(TRUSTED)}; add --trust if you trust the recipe"
+            f"{', '.join(trusted)}; add --trust if you trust the recipe"
         )
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not _NOISE.match(line))

@@ -62,7 +62,7 @@ def pyramid_step(
     learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (latent, codes, weight, bias))
     if learning and not _by_kernel(implementation, latent, codes, weight):
         # PyTorch's own lines and gradients: an operator around them costs more than all its other savings
-        latent = reference.add_scale(latent, tokens, codes, weight, bias, ratio, tuple(size), upsampling)
+        latent = products.add_scale(latent, tokens, codes, weight, bias, ratio, tuple(size), upsampling)
         return latent, None if shown is None else reference.show(latent, tuple(shown))
     numbers = (float(ratio), list(size), list(shown or ()), upsampling, implementation)
     latent, seen = _pyramid_step(latent, tokens, codes, weight, bias, *numbers)
