@@ -49,7 +49,7 @@ def fit(
         preview: class of a callback that shows what is made, the recipe's ``preview``.
         links: (source, target) values that one part of the recipe takes from another once that is built.
 
-    ``--trust`` among the arguments lets the recipe name classes of any package, not of `TRUSTED` and the program's own alone.
+    ``--trust`` among the arguments lets the recipe name classes of any package, beside `TRUSTED` and the program's own.
 
     Raises:
         UserError: a value in the recipe or on the command line that cannot work.
