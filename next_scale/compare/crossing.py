@@ -70,6 +70,6 @@ def told_apart(crossing: Crossing) -> str:
         better, worse = (less, more) if ratio.interval.value < 0 else (more, less)
         parts.append(f"more in {better} than in {worse}" if ratio.decided else f"{less} and {more} are not told apart")
     return (
-        f"By {name} ({crossing.setting}), next-scale helps, of the dimensions whatever the modality: {parts[0]}; "
-        f"of the modalities whatever the dimension: {parts[1]}."
+        f"With both modalities in both dimensions ({name}, {crossing.setting}), next-scale helps, whatever the "
+        f"modality: {parts[0]}; whatever the dimension: {parts[1]}."
     )
