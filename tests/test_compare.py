@@ -28,7 +28,7 @@ tokenizers:
     autoencoder: {latent_channels: 4}
     quantizer: {codebook_size: 8}
     training: {quantize_after: 40, start_samples: 64, lr: 0.02, warmup: 5}
-    steps: 120
+    steps: 100
     batch_size: 16
 sizes: {tiny: {width: 16, depth: 1, heads: 2}}
 predictors: {next_scale: {family: next_scale}, marginal: {family: marginal}}

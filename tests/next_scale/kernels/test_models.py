@@ -1,33 +1,32 @@
 """A tiny model end to end, its kernels executed on the CPU: nothing changes but rounding."""
 
-import functools
+from collections import Counter
 
 import pytest
 import torch
 
-from next_scale.kernels import guided_sample, nearest_code
+from next_scale.kernels import guided_sample, nearest_code, pyramid_step
+from next_scale.kernels.runtime import DeviceLauncher
 from next_scale.predictors import NextScale, NextToken
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import Schedule
 from tests.cuda_on_cpu.harness import CpuLauncher, needs_compiler
 
-OPS = {"nearest_code": nearest_code.op.cuda, "guided_sample": guided_sample.op.cuda}
 pytestmark = needs_compiler
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """Every op runs its kernel through g++; how many times each was launched."""
-    launched = dict.fromkeys(OPS, 0)
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Every op runs its kernel through g++, as on a GPU but for the launch itself; how often each was launched."""
+    launched = Counter()
 
-    def counted(name, source):
+    def launch(self: DeviceLauncher, name: str, *arguments: object) -> None:
         launched[name] += 1
-        return CpuLauncher(source)
+        CpuLauncher(self.source).launch(name, *arguments)
 
-    for name, module in OPS.items():
-        run = functools.partial(getattr(module, name), launcher=functools.partial(counted, name))
-        monkeypatch.setattr(module, name, run)
+    monkeypatch.setattr(DeviceLauncher, "launch", launch)
+    for module in (nearest_code.op.cuda, guided_sample.op.cuda, pyramid_step.op.cuda):
         monkeypatch.setattr(module, "obstacle", lambda device: None)
     monkeypatch.setenv("NEXT_SCALE_KERNELS", "cuda")
     return launched
@@ -60,6 +59,7 @@ def test_generation(text, family, batch, kernels, monkeypatch) -> None:
 
     with_kernels = generate()
     assert kernels["guided_sample"] >= model.steps(sampling)  # and again where a batch's rounding could decide
+    assert kernels["pyramid_inputs"] >= schedule.scales
     monkeypatch.setenv("NEXT_SCALE_KERNELS", "torch")
     without = generate()
     assert torch.equal(with_kernels[0], without[0])
@@ -74,7 +74,7 @@ def test_tokens(text, kernels, monkeypatch) -> None:
         quantizer = quantizer_for(schedule)
     latent = torch.randn(3, 4, *schedule.grid)
     with_kernels = quantizer.encode(latent)
-    assert kernels["nearest_code"] == len(schedule.sizes)
+    assert kernels == {"split_codes": 1, "pyramid_tokens": 1}  # all scales in one launch
     monkeypatch.setenv("NEXT_SCALE_KERNELS", "torch")
     without = quantizer.encode(latent)
     assert torch.equal(with_kernels, without)
