@@ -95,6 +95,5 @@ def continued_phase(
             advance = 0.5 * turn * (now + before.frequency.gather(1, here))
             phase[t] = before.phase.gather(1, here) + advance + lobes[t]
         before = Turning(phase[t], now)
-    return phase.permute(1, 2, 0), Turning(
-        before.phase.remainder(2 * math.pi), before.frequency
-    )  # (T, B, F) -> (B, F, T)
+    standing = Turning(before.phase.remainder(2 * math.pi), before.frequency)
+    return phase.permute(1, 2, 0), standing  # (T, B, F) -> (B, F, T)

@@ -24,7 +24,7 @@ from next_scale.cli import (
     whole_number,
 )
 from next_scale.commands.backend import Advance, Backend, Tile
-from next_scale.commands.generate import print_listed
+from next_scale.commands.generate import list_jobs, print_listed
 from next_scale.errors import UserError
 
 if TYPE_CHECKING:
@@ -213,12 +213,7 @@ def run(
     model.pack(args.int8)
     spec, tokenizer = model.condition_spec, model.tokenizer
     options = sampling_options(args, model.sampling)
-    conditions = requested_conditions(args, spec)
-    if len(conditions) * args.count > MOST_SAMPLES:
-        raise UserError(
-            f"more than {MOST_SAMPLES:,} {backend.samples} asked for; give fewer conditions or a lower --count"
-        )
-    jobs = [(condition, number) for condition in conditions for number in range(args.count)]
+    jobs = list_jobs(requested_conditions(args, spec), args.count, backend)
     targets = [
         target if len(jobs) == 1 else target.with_stem(f"{target.stem}_{condition_stem(spec, condition)}_{number:03}")
         for condition, number in jobs

@@ -128,14 +128,19 @@ def _asked(args: argparse.Namespace, backend: Backend, model: Generator) -> Aske
         for rows in itertools.product(*(range(len(found.names)) for found in vectors.values()))
     ]
     spec = spec | {field: found.names for field, found in vectors.items()}  # by which samples are named
-    if len(conditions) * args.count > MOST_SAMPLES:
-        raise UserError(
-            f"more than {MOST_SAMPLES:,} {backend.samples} asked for; give fewer conditions or a lower --count"
-        )
-    jobs = [(condition, number) for condition in conditions for number in range(args.count)]
+    jobs = list_jobs(conditions, args.count, backend)
     names = [f"{condition_stem(spec, condition)}_s{args.seed}_{number:03}" for condition, number in jobs]
     wanted = [({**condition, **_looked_up(condition, vectors)}, number) for condition, number in jobs]
     return Asked(spec, conditions, jobs, names, wanted)
+
+
+def list_jobs(conditions: Sequence[dict[str, int]], count: int, backend: Backend) -> list[tuple[dict[str, int], int]]:
+    """A condition and a number for each of `count` samples a condition. Raises UserError for too many."""
+    if len(conditions) * count > MOST_SAMPLES:
+        raise UserError(
+            f"more than {MOST_SAMPLES:,} {backend.samples} asked for; give fewer conditions or a lower --count"
+        )
+    return [(condition, number) for condition in conditions for number in range(count)]
 
 
 def _looked_up(condition: dict[str, int], vectors: dict[str, Vectors]) -> dict[str, Tensor]:

@@ -79,14 +79,15 @@ class Drawer:
             unconditional = None if unconditional is None else unconditional + bias
         noise = None if self._streams is None else self._next_noise(logits.shape[1])
         weights, certain = None, None
-        if self.sampling.smooth and noise is not None:
-            logits = conditional if unconditional is None else guide(conditional, unconditional, strength)
-            tokens, weights = soften(logits, self.sampling, noise, ratio)
-        elif isinstance(strength, Tensor):
-            logits = conditional if unconditional is None else guide(conditional, unconditional, strength)
-            tokens, certain = sample(logits, self.sampling, noise, tolerance)
-        else:
+        smooth = self.sampling.smooth and noise is not None
+        if not smooth and not isinstance(strength, Tensor):
             tokens, certain = guided_sample(conditional, self.sampling, noise, unconditional, strength, tolerance)
+        else:
+            logits = conditional if unconditional is None else guide(conditional, unconditional, strength)
+            if smooth:
+                tokens, weights = soften(logits, self.sampling, noise, ratio)
+            else:
+                tokens, certain = sample(logits, self.sampling, noise, tolerance)
         if self.known is not None:
             known, forced = (part[:, places].to(self.device) for part in (self.known.tokens, self.known.forced))
             tokens = torch.where(forced, known, tokens)

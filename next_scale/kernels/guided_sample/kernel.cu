@@ -3,14 +3,10 @@
 // One block a row. Its logits stay in registers as integers of the same order, so that both cut-offs are found by
 // bisection over these integers: at most 32 sums over the row each, and no sort.
 //
-// Macros: THREADS, EACH (codes of a thread). Needs no header.
-#define WARPS (THREADS / 32)
+// Macros: THREADS, EACH (codes of a thread). Needs no header but the one beside it.
+#include "ordered.cuh"
 
-__device__ __forceinline__ unsigned ordered(float x)
-{
-    const unsigned bits = __float_as_uint(x + 0.f);  // -0 becomes 0
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
-}
+#define WARPS (THREADS / 32)
 
 __device__ __forceinline__ float number(unsigned key)
 {

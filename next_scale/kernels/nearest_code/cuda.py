@@ -47,22 +47,33 @@ def nearest_code(
     Products are those of numbers split into two bfloat16 parts without the product of the two low parts: relative to
     |x| |e| a score is off by up to about 2^-16, so that only codes this close to equally near may be confused.
     """
-    rows, (codes, channels) = latents.shape[0], codebook.shape
+    rows, channels = latents.shape[0], codebook.shape[1]
     nearest = torch.empty(rows, dtype=torch.int64, device=latents.device)
     if rows == 0:
         return nearest
     used = source(channels)
     macros = dict(used.macros)
-    tiles = -(-codes // macros["CODES"])
-    padded = tiles * macros["CODES"]
-    words = -(-channels // 16) * 8
-    parts = torch.empty(padded, 2, words, dtype=torch.int32, device=latents.device)
-    half_norms = torch.empty(padded, device=latents.device)
-    block = 32 * macros["WARPS"]
-    kernels = launcher(used)
-    arguments = [codebook.contiguous(), parts, half_norms, c_int(codes), c_int(cosine)]
-    kernels.launch("split_codes", padded // macros["WARPS"], block, arguments)
+    parts, half_norms = split_codes(codebook, cosine, launcher)
     grid = -(-rows // (macros["WARPS"] * macros["ROW_TILES"] * 16))
+    tiles = len(parts) // macros["CODES"]
     arguments = [latents.contiguous(), parts, half_norms, nearest, c_int(rows), c_int(tiles), c_int(cosine)]
-    kernels.launch("nearest_code", grid, block, arguments)
+    launcher(used).launch("nearest_code", grid, 32 * macros["WARPS"], arguments)
     return nearest
+
+
+def split_codes(
+    codebook: Tensor, cosine: bool, launcher: Callable[[Source], Launcher] = DeviceLauncher
+) -> tuple[Tensor, Tensor]:
+    """A codebook (V, C) as the search reads it: bfloat16 parts (V', 2, words) int32, and half the squared norms (V',).
+
+    V' is V rounded up to whole tiles; a word holds two channels.
+    """
+    codes, channels = codebook.shape
+    used = source(channels)
+    macros = dict(used.macros)
+    padded = -(-codes // macros["CODES"]) * macros["CODES"]
+    parts = torch.empty(padded, 2, -(-channels // 16) * 8, dtype=torch.int32, device=codebook.device)
+    half_norms = torch.empty(padded, device=codebook.device)
+    arguments = [codebook.contiguous(), parts, half_norms, c_int(codes), c_int(cosine)]
+    launcher(used).launch("split_codes", padded // macros["WARPS"], 32 * macros["WARPS"], arguments)
+    return parts, half_norms

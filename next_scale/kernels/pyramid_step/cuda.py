@@ -208,7 +208,7 @@ def pyramid_tokens(
     if batch == 0:
         return tokens
     table, book = _books(codes)
-    parts, half_norms = _split(table, cosine, launcher)
+    parts, half_norms = nearest_code.split_codes(table, cosine, launcher)
     used = source(channels, _kernel_size(weights[0] if weights else None), True)
     scales = _scales(sizes, [()] * len(sizes), phis, book, latent.device)
     height, width = _rectangle(tuple(grid))
@@ -226,16 +226,3 @@ def _books(codes: Sequence[Tensor]) -> tuple[Tensor, int]:
     if len(codes) == 1:
         return codes[0].contiguous(), 0
     return torch.cat(list(codes)), codes[0].shape[0]
-
-
-def _split(table: Tensor, cosine: bool, launcher: Callable[[Source], Launcher]) -> tuple[Tensor, Tensor]:
-    """Codes as the search reads them, and half their squared norms, by nearest_code's own kernel."""
-    codes, channels = table.shape
-    used = nearest_code.source(channels)
-    macros = dict(used.macros)
-    padded = -(-codes // macros["CODES"]) * macros["CODES"]
-    parts = torch.empty(padded, 2, -(-channels // 16) * 8, dtype=torch.int32, device=table.device)
-    half_norms = torch.empty(padded, device=table.device)
-    arguments = [table, parts, half_norms, c_int(codes), c_int(cosine)]
-    launcher(used).launch("split_codes", padded // macros["WARPS"], 32 * macros["WARPS"], arguments)
-    return parts, half_norms

@@ -12,6 +12,7 @@
 // them, and of cells, a thread at a time; TILE_C divides GROUP), THREADS, POOL (floats of shared memory), ROW_TILES (of
 // 16 vectors whose codes are searched at a time). Needs no header but those beside it.
 #include "mma_bf16.cuh"
+#include "ordered.cuh"
 #include "split_bf16.cuh"
 
 #define WARPS (THREADS / 32)
@@ -230,12 +231,6 @@ pyramid_inputs(const float* __restrict__ before, const long long* __restrict__ t
                 mean_of(nullptr, latent + channel * cells, row, scale.shown, grid);
         }
     }
-}
-
-__device__ __forceinline__ unsigned ordered(float x)
-{
-    const unsigned bits = __float_as_uint(x + 0.f);  // -0 becomes 0
-    return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
 // The nearest codes of up to ROWS vectors (ROWS, CHANNELS), as nearest_code finds them; every warp searches some of the
