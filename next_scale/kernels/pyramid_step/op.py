@@ -60,9 +60,10 @@ def pyramid_step(
     if weight is not None:
         flops.report(_convolution(latent.shape, weight.shape), weight, inputs=codes)
     learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (latent, codes, weight, bias))
-    if learning and not _by_kernel(implementation, latent, codes, weight):
-        # PyTorch's own lines and gradients: an operator around them costs more than all its other savings
-        latent = products.add_scale(latent, tokens, codes, weight, bias, ratio, tuple(size), upsampling)
+    if learning and (chosen := _choose(implementation, latent, codes, weight)) != "cuda":
+        # PyTorch's own gradients: an operator around these lines costs more than all its other savings
+        add_scale = reference.add_scale if chosen == "reference" else products.add_scale
+        latent = add_scale(latent, tokens, codes, weight, bias, ratio, tuple(size), upsampling)
         return latent, None if shown is None else reference.show(latent, tuple(shown))
     numbers = (float(ratio), list(size), list(shown or ()), upsampling, implementation)
     latent, seen = _pyramid_step(latent, tokens, codes, weight, bias, *numbers)
@@ -70,15 +71,15 @@ def pyramid_step(
 
 
 @torch.compiler.assume_constant_result
-def _by_kernel(implementation: str, latent: Tensor, codes: Tensor, weight: Tensor | None) -> bool:
-    """Whether the choice falls on the kernel. ``torch.compile`` asks once, while it traces."""
+def _choose(implementation: str, latent: Tensor, codes: Tensor, weight: Tensor | None) -> str:
+    """The name of the implementation that runs. ``torch.compile`` asks once, while it traces."""
     return dispatch(
         "pyramid_step",
         implementation,
         lambda: cuda.unable(latent.shape[2:], [latent, codes], weight),
-        cuda=lambda: True,
-        torch=lambda: False,
-        reference=lambda: False,
+        cuda=lambda: "cuda",
+        torch=lambda: "torch",
+        reference=lambda: "reference",
     )
 
 
