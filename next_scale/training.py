@@ -48,6 +48,10 @@ class ExponentialAverage(WeightAveraging):
                     vars(part)[name] = value.detach()
         super().setup(trainer, pl_module, stage)
 
+    def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Leave the average in place also where a resumed training had no step left, which `on_train_end` misses."""
+        self.adopt(module)
+
     def adopt(self, module: L.LightningModule) -> None:
         """Go on from the average: the module takes its weights."""
         self._copy_average_to_current(module)
@@ -383,6 +387,9 @@ class Export(L.Callback):
             self._save(trainer, module)
 
     def on_fit_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        for average in trainer.callbacks:
+            if isinstance(average, ExponentialAverage):  # whose turn comes after this one's
+                average.adopt(module)
         self._save(trainer, module)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:

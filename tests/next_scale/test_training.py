@@ -305,6 +305,18 @@ def test_export_is_the_average(half, tmp_path):
             torch.testing.assert_close(got[name], want[name].half().float() if half else want[name], atol=0, rtol=0)
 
 
+def test_export_of_a_training_that_had_ended(tmp_path):
+    """Resumed with no step left, as after a kill between the last checkpoint and the export: still the average."""
+    average, keep = ExponentialAverage(0.9), ModelCheckpoint(tmp_path / "kept", save_last=True, every_n_train_steps=4)
+    trainer_for(tmp_path, 4, Export(str(tmp_path / "out")), average, keep).fit(module_for(quantize_after=2), loader())
+    once = from_pretrained(tmp_path / "out").state_dict()
+    (tmp_path / "out/model.safetensors").unlink()
+    again, average = module_for(quantize_after=2), ExponentialAverage(0.9)
+    trainer = trainer_for(tmp_path, 4, Export(str(tmp_path / "out")), average)
+    trainer.fit(again, loader(), ckpt_path=tmp_path / "kept/last.ckpt")
+    torch.testing.assert_close(from_pretrained(tmp_path / "out").state_dict(), once, atol=0, rtol=0)
+
+
 def test_no_export_without_a_folder(tmp_path):
     trainer_for(tmp_path, 1, Export(None)).fit(module_for(), loader())
     assert list(tmp_path.iterdir()) == []
