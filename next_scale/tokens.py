@@ -144,7 +144,9 @@ class TokenDataModule(L.LightningDataModule):
             if self._made(split, passes * len(dataset)):
                 continue
             batches = self._batches(dataset, split, passes)
-            write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
+            with torch.random.fork_rng(devices=[]):  # a training is the same whether its tokens are there already
+                torch.random.default_generator.manual_seed(self.seed)
+                write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
 
     def _made(self, split: str, count: int) -> bool:
         """Whether the split lies there already. Folders of data may share a name: the number of samples tells more."""

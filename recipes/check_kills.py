@@ -123,6 +123,10 @@ def same(stage: Stage, left_alone: Path, killed: Path) -> bool:
         return clips == sorted(path.name for path in (killed / stage.out).iterdir()) and all(
             (left_alone / stage.out / clip).read_bytes() == (killed / stage.out / clip).read_bytes() for clip in clips
         )
+    exported = [(folder / stage.out / "model.safetensors").read_bytes() for folder in (left_alone, killed)]
+    if exported[0] != exported[1]:
+        console.print("the exported models differ")
+        return False
     a, b = (torch.load(folder / stage.checkpoint, weights_only=True) for folder in (left_alone, killed))
     names = {"state_dict", "current_model_state", "averaging_state", "optimizer_states", "codebook_usage"} & set(a)
     try:

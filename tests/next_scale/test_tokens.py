@@ -157,6 +157,32 @@ def test_data_module(tiny_generator, tiny_checkpoint, tmp_path, written):
     assert torch.equal(next(iter(again.train_dataloader()))["tokens"], train[0]["tokens"])  # the same order
 
 
+class Cropped(Source):
+    """Samples with chance in them, as random crops have."""
+
+    def dataset(self, split):
+        class Chance(Noise):
+            def __getitem__(self, index):
+                item = super().__getitem__(index)
+                return item | {"sample": item["sample"] + torch.randn(1, 1024)}
+
+        return Chance(self.counts[split], len(split))
+
+
+def test_chance_in_tokens_is_their_own(tiny_checkpoint, tmp_path):
+    """Neither does a training draw other numbers where it makes its tokens, nor do tokens depend on what was drawn."""
+    made, after = [], []
+    for folder, seed in ((tmp_path / "a", 0), (tmp_path / "a", 0), (tmp_path / "b", 7)):  # the second finds them made
+        data = TokenDataModule(Cropped(), str(tiny_checkpoint), str(folder), batch_size=8, passes=2, seed=1)
+        torch.manual_seed(seed)
+        data.prepare_data()
+        after.append(torch.get_rng_state())
+        made.append(TokenSet(data.split_folder("train")).tokens)
+    assert torch.equal(after[0], after[1])
+    assert (made[0] == made[2]).all()
+    assert (made[0][:20] != made[0][20:]).any()
+
+
 def test_other_tokens_are_made_anew(tiny_checkpoint, other_checkpoint, tmp_path, written):
     TokenDataModule(Source(), str(tiny_checkpoint), str(tmp_path)).prepare_data()
     TokenDataModule(Source(), str(other_checkpoint), str(tmp_path)).prepare_data()  # another tokenizer
