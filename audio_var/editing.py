@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from audio_var.cli.clips import windows_for
-from audio_var.gap import Gap, carry_error, fill_gap
+from audio_var.gap import Gap, bridge, carry_error, fill_gap
 from audio_var.repair import banded, masked
 from next_scale import editing
 from next_scale.cli import sample_seed
@@ -28,6 +28,7 @@ from next_scale.sampling import SamplingOptions
 
 FADE = 0.010  # seconds of what is kept over which it gives way
 MOVED = 0.020  # seconds that what is drawn may be moved to fit: a period of 50 Hz
+BRIDGED = 0.15  # seconds from what is known that are interpolated rather than drawn, unless asked otherwise
 _SHORTEST = 0.001  # seconds
 
 
@@ -41,16 +42,18 @@ class Editor:
         seed: same seed, same result.
         sampling: the checkpoint's own by default.
         advance: is told the share of an edit that has just been done.
+        bridged: seconds from what is known over which a gap is interpolated in the spectrogram, see
+            :func:`audio_var.gap.bridge`; 0 leaves all of it to the model.
 
     Shape notation: see :mod:`audio_var.editing`.
     """
 
     def __init__(
         self, model: Generator, condition: Mapping[str, int | Tensor] | None = None, seed: int = 0,
-        sampling: SamplingOptions | None = None, advance: Advance | None = None,
+        sampling: SamplingOptions | None = None, advance: Advance | None = None, bridged: float = BRIDGED,
     ) -> None:  # fmt: skip
         self.model, self.codec = model, model.tokenizer.autoencoder
-        self.condition, self.seed = dict(condition or {}), seed
+        self.condition, self.seed, self.bridged = dict(condition or {}), seed, bridged
         self.sampling = sampling or model.sampling
         self.advance = advance or (lambda share: None)
 
@@ -136,7 +139,8 @@ class Editor:
             )  # fmt: skip
             decoded = self.codec.decode(latent)[0, 0].cpu()
         drawn = decoded.clone()
-        drawn[:length] = carry_error(window[None, :length], drawn[None, :length], gap)[0]
+        known, part = window[None, :length], drawn[None, :length]
+        drawn[:length] = bridge(known, carry_error(known, part, gap), gap, self.bridged)[0]
         return drawn
 
     def _joined(self, kept: Tensor, drawn: Tensor, place: tuple[int, int], kept_after: bool) -> Tensor:

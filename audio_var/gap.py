@@ -17,6 +17,7 @@ _SECONDS = 0.064  # about a window
 _FLOOR = 1e-4  # smallest magnitude told apart
 _MOST = 3.0  # natural log of the greatest correction of a magnitude, 26 dB
 _BESIDE = 6  # frames on either side over which a codec's error is averaged
+_GIVES_WAY = 0.05  # seconds over which a bridge gives way to what was drawn
 
 
 class Gap(NamedTuple):
@@ -62,6 +63,13 @@ class Gap(NamedTuple):
         inside = (time > 0) & (time < 1)
         return torch.where(inside, torch.lerp(left, right, time), values)
 
+    def distance(self, frames: int) -> Tensor:
+        """Seconds from the middle of every frame to the nearest sample outside the gap, 0 outside: (T,)."""
+        time = torch.arange(frames) * self.hop
+        before = time - self.start
+        after = self.end - time if self.after else before
+        return torch.minimum(before, after).clamp_min(0) / self.rate
+
     def stft(self, audio: Tensor) -> Tensor:
         """(B, N) -> (B, F, T) complex."""
         window = torch.hann_window(self.window, device=audio.device)
@@ -88,6 +96,31 @@ def fill_gap(audio: Tensor, gap: Gap) -> Tensor | None:
         return None
     phase = locked_phase(bridged, gap.window, gap.hop)
     loud = (torch.exp(2 * bridged) - _FLOOR**2).clamp_min(0).sqrt()
+    return gap.inverse_stft(torch.polar(loud, phase), audio.shape[1])
+
+
+def bridge(audio: Tensor, drawn: Tensor, gap: Gap, reach: float) -> Tensor:
+    """Within some time of what is known, the interpolation of :func:`fill_gap` instead of what was drawn.
+
+    A steady sound changes less in that time than a codec errs. Further inside, the one gives way to the other, in
+    log-magnitudes, with the phases of their mixture.
+
+    Args:
+        audio: (B, N) float32; what is in the gap does not matter.
+        drawn: (B, N) float32, with the same sound around the gap.
+        reach: seconds; 0 leaves what was drawn as it is.
+
+    Returns:
+        (B, N) float32.
+    """
+    filled = fill_gap(audio, gap) if reach > 0 else None
+    if filled is None:
+        return drawn
+    ours, theirs = gap.stft(filled), gap.stft(drawn)
+    share = ((reach - gap.distance(ours.shape[2]).to(drawn.device)) / _GIVES_WAY + 1).clamp(0, 1)  # (T,)
+    level = torch.lerp(*((x.abs().square() + _FLOOR**2).log() for x in (theirs, ours)), share)
+    phase = torch.lerp(theirs, ours, share.to(ours.dtype)).angle()
+    loud = (level.exp() - _FLOOR**2).clamp_min(0).sqrt()
     return gap.inverse_stft(torch.polar(loud, phase), audio.shape[1])
 
 

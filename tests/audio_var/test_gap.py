@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from audio_var.gap import Gap, carry_error, fill_gap
+from audio_var.gap import Gap, bridge, carry_error, fill_gap
 from audio_var.repair import banded, masked, noise_power, spectral_gate
 
 RATE = 16_000
@@ -51,6 +51,17 @@ def test_an_error_beside_the_gap_is_taken_off_within():
     mended = carry_error(audio, weak, gap)
     before, after = ((x - audio)[:, 5200:8800].norm() for x in (weak, mended))
     assert after < 0.1 * before
+
+
+def test_near_what_is_known_is_interpolated():
+    """And the middle of a long gap is what was drawn."""
+    audio, gap = chord()[None], Gap(4000, 12_000, RATE)
+    drawn = 0.1 * torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0))
+    made, filled = bridge(audio, drawn, gap, 0.1), fill_gap(audio, gap)
+    torch.testing.assert_close(made[:, 4000:5000], filled[:, 4000:5000], atol=1e-4, rtol=0)
+    torch.testing.assert_close(made[:, 7500:8500], drawn[:, 7500:8500], atol=1e-4, rtol=0)
+    torch.testing.assert_close(bridge(audio, drawn, gap, 1.0), filled, atol=1e-4, rtol=0)
+    assert bridge(audio, drawn, gap, 0) is drawn
 
 
 def test_noise_and_what_stands_out_of_it():
