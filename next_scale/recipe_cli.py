@@ -54,24 +54,15 @@ def fit(
     Raises:
         UserError: a value in the recipe or on the command line that cannot work.
     """
-    import logging
-    import warnings
-
     from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
 
     from next_scale.exact import RandomState
+    from next_scale.quiet import quiet_lightning
     from next_scale.training import ExponentialAverage, Export
 
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (
-        "LightningCLI's args parameter",  # this command's own arguments are given, not the process's
-        ".*LeafSpec",  # Lightning on a newer torch
-        "Found .* eval mode",  # the frozen tokenizer, on purpose
-    ):
-        warnings.filterwarnings("ignore", message)
-
+    quiet_lightning()
     trusted = (preview.__module__.partition(".")[0], *TRUSTED)
     if "--trust" in arguments:
         arguments = [argument for argument in arguments if argument != "--trust"]
