@@ -14,7 +14,7 @@ _MESSAGES = (
 
 def quiet_lightning(*messages: str) -> None:
     """Leave out its notes about devices, and warnings that match these patterns, beside the usual ones."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     for message in (*_MESSAGES, *messages):
         warnings.filterwarnings("ignore", message)

@@ -86,5 +86,5 @@ def tokenize_dataset(args: argparse.Namespace, backend: Backend) -> None:
         tokens = index.samples * index.schedule.length
         print(
             f"{writer.folder}: {index.samples:,} {backend.samples}, {tokens:,} tokens of the tokenizer "
-            f"{index.fingerprint}, {len(index.shards)} shards, {size:,} bytes"
+            f"{index.fingerprint}, {size:,} bytes in {len(index.shards)} files"
         )

@@ -99,8 +99,10 @@ class ShardIndex:
         values = {"format": FORMAT, "version": VERSION, **vars(self)}
         values["schedule"] = self.schedule.to_config()
         values["latent"] = None if self.latent is None else list(self.latent)
-        values["shards"] = [vars(shard) for shard in self.shards]
-        return json.dumps(values, indent=1) + "\n"
+        del values["shards"]
+        lines = [f" {json.dumps(name)}: {json.dumps(value)}" for name, value in values.items()]
+        shards = ",".join("\n  " + json.dumps(vars(shard)) for shard in self.shards)
+        return "{\n" + ",\n".join([*lines, f' "shards": [{shards}\n ]']) + "\n}\n"
 
 
 def parse_index(text: bytes, source: str, planned: bool = False) -> ShardIndex:

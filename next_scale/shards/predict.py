@@ -98,7 +98,7 @@ def predict_shards(
     Raises:
         UserError: the folders hold other shards or cannot be written, or such devices do not work here.
     """
-    quiet_lightning()
+    quiet_lightning("predict returned None", ".*does not have many workers", ".*rank has zero length")
     devices, nodes = _started(devices, nodes, accelerator)
     missing: list[tuple[int, int]] = []
     if first_process():
