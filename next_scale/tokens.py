@@ -114,6 +114,10 @@ class TokenDataModule(TokenData):
         return self.source.condition_spec
 
     def prepare_data(self) -> None:
+        with torch.random.fork_rng(devices=[]):  # training draws the same whether or not tokens had to be made
+            self._prepare()
+
+    def _prepare(self) -> None:
         tokenizer = tokenizer_of(from_pretrained(self.checkpoint))
         name = f"{self.source.name}-{fingerprint(tokenizer)}" + (f"-x{self.passes}" if self.passes > 1 else "")
         self._folder = self.root / name

@@ -11,8 +11,7 @@ from next_scale.cli import progress
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
 from next_scale.model import fingerprint
-from next_scale.shards.index import INDEX
-from next_scale.shards.place import Folder, is_url
+from next_scale.shards.place import Folder, NoShards, is_url
 from next_scale.shards.reader import TokenSet
 from next_scale.shards.shard import check_shard, check_size
 from next_scale.splits import SPLITS
@@ -84,10 +83,10 @@ class ShardDataModule(TokenData):
     def tokens(self, split: str) -> TokenSet | None:
         try:
             return self._open(split)
-        except UserError as error:
-            # a small set may have no held-out split: that is no reason not to train on it
-            if split == "train" or (Path(self.folder, split, INDEX).exists() and not is_url(self.folder)):
+        except NoShards as error:
+            if split == "train":
                 raise
+            # a small set may have no held-out split: that is no reason not to train on it
             logger.warning("no %s tokens: %s", split, error)
             return None
 

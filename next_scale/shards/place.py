@@ -20,6 +20,10 @@ _FETCHED_AT_ONCE = 4
 _ATTEMPTS = 3
 
 
+class NoShards(UserError):
+    """There is no index, so no set of shards."""
+
+
 def open_place(location: str | os.PathLike, cache: str | os.PathLike | None = None) -> Folder | Remote:
     """The folder or URL of one split's shards.
 
@@ -28,7 +32,8 @@ def open_place(location: str | os.PathLike, cache: str | os.PathLike | None = No
             the user's cache.
 
     Raises:
-        UserError: no index there, or one that makes no sense.
+        NoShards: no index there.
+        UserError: it cannot be read, or makes no sense.
     """
     if not is_url(location):
         return Folder(Path(location))
@@ -57,7 +62,7 @@ class Folder:
             with open(path, "rb") as file:
                 text = file.read(MOST_INDEX + 1)
         except FileNotFoundError as error:
-            raise UserError(
+            raise NoShards(
                 f"{folder} holds no {INDEX}: name a folder that tokenize-dataset wrote, or run it again to its end"
             ) from error
         except OSError as error:
@@ -135,10 +140,12 @@ class Remote:
         try:
             with _opened(f"{self.url}/{INDEX}") as file:
                 return file.read(MOST_INDEX + 1)
-        except FileNotFoundError as error:
-            raise UserError(f"there is no {self.url}/{INDEX}: name a set that tokenize-dataset wrote") from error
         except Exception as error:  # whatever the network and its libraries raise
-            raise UserError(f"cannot fetch {self.url}/{INDEX} ({first_line(error)}): check the connection") from error
+            # fsspec says so too where nobody answered
+            status = getattr(error.__cause__, "status", 404 if error.__cause__ is None else None)
+            if isinstance(error, FileNotFoundError) and status == 404:
+                raise NoShards(f"there is no {self.url}/{INDEX}: name a set that tokenize-dataset wrote") from error
+            raise UserError(f"cannot fetch {self.url}/{INDEX} ({_told(error)}): check the connection") from error
 
     def _fetch(self, shard: Shard, kept: Path) -> None:
         partial = kept.with_name(f".{uuid.uuid4().hex}.part")
@@ -151,7 +158,7 @@ class Remote:
                     raise
                 except Exception as error:
                     if attempt + 1 == _ATTEMPTS or (isinstance(error, OSError) and error.filename == str(partial)):
-                        cause = f"cannot fetch {self.url}/{shard.file} ({first_line(error)})"
+                        cause = f"cannot fetch {self.url}/{shard.file} ({_told(error)})"
                         raise UserError(f"{cause}: check the connection; what was fetched is kept") from error
                     time.sleep(2**attempt)
             check_shard(partial, shard, self.index)
@@ -170,6 +177,11 @@ class Remote:
                 if copied > shard.bytes:
                     raise UserError(f"{self.url}/{shard.file} has more than its {shard.bytes:,} bytes: upload it again")
                 target.write(block)
+
+
+def _told(error: Exception) -> str:
+    """What went wrong, of which fsspec's own error may say nothing but the URL."""
+    return first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
 
 
 def _kept(path: Path, shard: Shard) -> bool:
