@@ -16,19 +16,25 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_co
 
 
 class _Order(DistributedSampler):
-    """The batches of this process in the epoch's order, as (epoch, indices (B,) int64), from the first that is due.
+    """The samples of this process in the epoch's order, as (epoch, indices int64), from the first batch that is due.
 
     A DistributedSampler, so that Lightning tells it the epoch and leaves it as it is with several processes.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+        self.batches_at_once = max(1, getattr(dataset, "together", 1) // batch_size)
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         super().__init__(dataset, *((None, None) if several else (1, 0)), shuffle=True, seed=seed)
         self.batch_size = min(batch_size, self.num_samples)  # equal batches, but never none
         self.start = 0
 
-    def __len__(self) -> int:
+    @property
+    def batches(self) -> int:
+        """Of this process in an epoch."""
         return self.num_samples // self.batch_size
+
+    def __len__(self) -> int:
+        return -(-self.batches // self.batches_at_once)
 
     def __iter__(self) -> Iterator[tuple[int, Tensor]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
@@ -36,15 +42,15 @@ class _Order(DistributedSampler):
         order = torch.randperm(len(self.dataset), generator=generator) if ordered is None else ordered(generator)
         order = order.repeat(-(-self.total_size // len(order)))  # as many for every process
         mine = order[self.rank : self.total_size : self.num_replicas]
-        for number in range(self.start, len(self)):
-            place = number * self.batch_size
+        for first in range(self.start, self.batches, self.batches_at_once):
+            place, end = (self.batch_size * n for n in (first, min(first + self.batches_at_once, self.batches)))
             if reach is not None:
                 reach(place * self.num_replicas)
-            yield self.epoch, mine[place : place + self.batch_size]
+            yield self.epoch, mine[place:end]
 
 
 class _Batches(Dataset):
-    """Whole batches of a data set; what is random in a sample is drawn with random numbers of its own."""
+    """Many samples of a data set at once; what is random in one is drawn with random numbers of its own."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -72,9 +78,9 @@ class TrainingLoader(DataLoader):
 
     Args:
         dataset: of fixed length; what is random in it must come from PyTorch's global generator. It may bring
-            ``batch(indices)``, a whole batch in which nothing is random; ``order(generator)``, an order of its own, and
-            with it ``reach(place)``, which is told how far that has come. :class:`next_scale.shards.reader.TokenSet`
-            does.
+            ``batch(indices)``, many samples at once of which nothing is random, and ``together``, how many it likes to
+            give; ``order(generator)``, an order of its own, and ``reach(place)``, which is told how far that has come.
+            :class:`next_scale.shards.reader.TokenSet` does.
         batch_size: B; all batches are of this size, but where the split is smaller.
         seed: of the order and of what is random in the samples.
         options: of :class:`torch.utils.data.DataLoader`.
@@ -97,9 +103,13 @@ class TrainingLoader(DataLoader):
         self._before = order.epoch
         self._done = left["batches"] if left is not None and left["epoch"] == order.epoch else 0
         order.start = self._done
-        for batch in super().__iter__():
-            self._done += 1
-            yield batch
+        for found in super().__iter__():
+            for batch in (found,) if order.batches_at_once == 1 else _split(found, order.batch_size):
+                self._done += 1
+                yield batch
+
+    def __len__(self) -> int:
+        return self.sampler.batches
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and its batches that were handed out."""
@@ -108,6 +118,14 @@ class TrainingLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after those batches, if this epoch is the next."""
         self._left = state
+
+
+def _split(samples: dict, size: int) -> Iterator[dict]:
+    """Many samples, a dictionary of tensors and of such dictionaries, as batches of `size` of them."""
+    split = {name: list(_split(v, size)) if isinstance(v, dict) else v.split(size) for name, v in samples.items()}
+    count = max(map(len, split.values()), default=0)
+    for number in range(count):
+        yield {name: parts[number] if parts else {} for name, parts in split.items()}
 
 
 class RandomState(L.Callback):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
 
 import numpy as np
 import torch
@@ -16,8 +18,9 @@ from torch.utils.data import Dataset
 from next_scale.errors import UserError
 from next_scale.shards.index import Shard
 from next_scale.shards.place import open_place
-from next_scale.shards.shard import CONDITION, LATENT, TOKENS, open_shard
+from next_scale.shards.shard import CONDITION, LATENT, TOKENS, expected, open_shard
 
+_BLOCK = 1 << 23  # bytes of samples that are read at once
 _MOST_OPEN = 512  # shards that are mapped at a time
 
 
@@ -53,6 +56,7 @@ class TokenSet(Dataset):
         if latents and self.index.latent is None:
             raise UserError(f"{location} has no latents, which are asked for: tokenize the data with --latents")
         self.latents, self.window = latents, window
+        self._layout = expected(self.index, 1)
         self._open: dict[int, dict[str, np.ndarray]] = {}
         self._turns: list[tuple[int, list[Shard]]] = []  # (place in the order where it ends, shards) of every window
 
@@ -69,6 +73,12 @@ class TokenSet(Dataset):
         item = {"tokens": batch["tokens"][0], "condition": {f: int(v[0]) for f, v in batch["condition"].items()}}
         return item | ({"latent": batch["latent"][0]} if self.latents else {})
 
+    @property
+    def together(self) -> int:
+        """How many samples :meth:`batch` is best asked for at once."""
+        latent = 4 * prod(self.index.latent) if self.latents else 0
+        return max(1, _BLOCK // (8 * self.index.schedule.length + 8 * len(self.fields) + latent))
+
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict:
         """The samples of these indices at once.
 
@@ -78,22 +88,28 @@ class TokenSet(Dataset):
         Raises:
             UserError: a shard that cannot be had.
         """
-        indices = np.asarray(indices, np.int64)
-        numbers, rows = np.divmod(indices, self.index.shard_samples)
-        index, count = self.index, len(indices)
-        tokens = np.empty((count, index.schedule.length), np.int64)
-        condition = np.empty((len(index.condition), count), np.int64)
-        latent = np.empty((count, *index.latent), np.float32) if self.latents else None
-        for number in np.unique(numbers):
-            arrays, here = self._arrays(int(number)), np.flatnonzero(numbers == number)
-            wanted = rows[here]
-            tokens[here] = arrays[TOKENS][wanted]
-            condition[:, here] = arrays[CONDITION][wanted].T  # (B', F) -> (F, B')
-            if latent is not None:
-                latent[here] = arrays[LATENT][wanted]
+        numbers, rows = np.divmod(np.asarray(indices, np.int64), self.index.shard_samples)
+        # by shard, for a shard's rows are copied at once; then back in the order that was asked for
+        by_shard = np.argsort(numbers, kind="stable")
+        numbers, rows = numbers[by_shard], rows[by_shard]
+        starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        parts = [(int(numbers[i]), rows[i:j], slice(i, j)) for i, j in pairwise([*starts.tolist(), len(rows)])]
+        back = np.empty_like(by_shard)
+        back[by_shard] = np.arange(len(by_shard))
+
+        def gathered(name: str) -> np.ndarray:
+            dtype, shape = self._layout[name]
+            found = np.empty((len(rows), *shape[1:]), dtype)
+            for number, wanted, place in parts:
+                self._arrays(number)[name].take(wanted, 0, out=found[place], mode="clip")
+            return found.take(back, 0)
+
+        tokens = gathered(TOKENS).astype(np.int64)
+        condition = gathered(CONDITION).T.astype(np.int64, order="C")  # (B, F) -> (F, B)
+        latent = gathered(LATENT).astype(np.float32) if self.latents else None
         batch = {
             "tokens": torch.from_numpy(tokens),
-            "condition": {f: torch.from_numpy(v) for f, v in zip(index.condition, condition, strict=True)},
+            "condition": {f: torch.from_numpy(v) for f, v in zip(self.index.condition, condition, strict=True)},
         }
         return batch | ({} if latent is None else {"latent": torch.from_numpy(latent)})
 
