@@ -411,10 +411,11 @@ def write_page(results: dict, command: str) -> str:
 read from it. "Start" is from a process that has torch to its first batch.
 
 {markdown_table(header, rows)}
-litdata resumes exactly, but its order is another for every number of workers; webdataset keeps no place in an epoch, and
-its order is another too. A training here is to see the same samples in the same order on whatever machine, which neither
-gives, and rows of one length need no format of either. So the order is `next_scale.exact`'s, and a shard is a safetensors
-file, which that library checks and maps into memory, and fsspec (which torch and Lightning bring) fetches from a URL.
+litdata resumes exactly, but its order is another for every number of workers; webdataset keeps no place in an epoch,
+and its order is another too. A training here is to see the same samples in the same order on whatever machine, which
+neither gives, and rows of one length need no format of either. So the order is `next_scale.exact`'s, and a shard is a
+safetensors file, which that library checks and maps into memory, and fsspec (which torch and Lightning bring) fetches
+from a URL.
 
 ## Against training
 
