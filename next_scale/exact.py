@@ -12,47 +12,75 @@ from collections.abc import Iterator
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 
 class _Order(DistributedSampler):
-    """Indices of this process's samples in the epoch's order, each with its seed, from the first that is still due.
+    """The samples of this process in the epoch's order, as (epoch, indices int64), from the first batch that is due.
 
     A DistributedSampler, so that Lightning tells it the epoch and leaves it as it is with several processes.
     """
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+        self.batches_at_once = max(1, getattr(dataset, "together", 1) // batch_size)
         several = torch.distributed.is_available() and torch.distributed.is_initialized()
         super().__init__(dataset, *((None, None) if several else (1, 0)), shuffle=True, seed=seed)
+        self.batch_size = min(batch_size, self.num_samples)  # equal batches, but never none
         self.start = 0
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        indices = list(super().__iter__())
-        for index in indices[self.start :]:
-            yield index, hash((self.seed, self.epoch, index)) % 2**63
+    @property
+    def batches(self) -> int:
+        """Of this process in an epoch."""
+        return self.num_samples // self.batch_size
+
+    def __len__(self) -> int:
+        return -(-self.batches // self.batches_at_once)
+
+    def __iter__(self) -> Iterator[tuple[int, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        ordered, reach = getattr(self.dataset, "order", None), getattr(self.dataset, "reach", None)
+        order = torch.randperm(len(self.dataset), generator=generator) if ordered is None else ordered(generator)
+        order = order.repeat(-(-self.total_size // len(order)))  # as many for every process
+        mine = order[self.rank : self.total_size : self.num_replicas]
+        for first in range(self.start, self.batches, self.batches_at_once):
+            place, end = (self.batch_size * n for n in (first, min(first + self.batches_at_once, self.batches)))
+            if reach is not None:
+                reach(place * self.num_replicas)
+            yield self.epoch, mine[place:end]
 
 
-class _Seeded(Dataset):
-    """Samples drawn with random numbers of their own."""
+class _Batches(Dataset):
+    """Many samples of a data set at once; what is random in one is drawn with random numbers of its own."""
 
-    def __init__(self, dataset: Dataset) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.whole = getattr(dataset, "batch", None)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, place: tuple[int, int]) -> object:
-        index, seed = place
-        with torch.random.fork_rng(devices=[]):
-            torch.random.default_generator.manual_seed(seed)
-            return self.dataset[index]
+    def __getitem__(self, due: tuple[int, Tensor]) -> object:
+        epoch, indices = due
+        if self.whole is not None:
+            return self.whole(indices.numpy())
+        return default_collate([drawn(self.dataset, index, (self.seed, epoch)) for index in indices.tolist()])
+
+
+def drawn(dataset: Dataset, index: int, seeds: tuple[int, ...]) -> object:
+    """A sample whose random numbers depend on `seeds` and its index alone, whoever reads it and after whichever."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(hash((*seeds, index)) % 2**63)
+        return dataset[index]
 
 
 class TrainingLoader(DataLoader):
     """Batches of a training split, which a checkpoint of Lightning's can go on with in the middle of an epoch.
 
     Args:
-        dataset: of fixed length; what is random in it must come from PyTorch's global generator.
+        dataset: of fixed length; what is random in it must come from PyTorch's global generator. It may bring
+            ``batch(indices)``, many samples at once of which nothing is random, and ``together``, how many it likes to
+            give; ``order(generator)``, an order of its own, and ``reach(place)``, which is told how far that has come.
+            :class:`next_scale.shards.reader.TokenSet` does.
         batch_size: B; all batches are of this size, but where the split is smaller.
         seed: of the order and of what is random in the samples.
         options: of :class:`torch.utils.data.DataLoader`.
@@ -61,11 +89,11 @@ class TrainingLoader(DataLoader):
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, **options) -> None:
-        drop_last = len(dataset) >= batch_size  # equal batches, but never none
-        sampler = _Order(dataset, seed)
+        sampler = _Order(dataset, batch_size, seed)
         own = torch.Generator()  # of a base seed that nothing uses, but that would be drawn from the global generator
-        super().__init__(_Seeded(dataset), batch_size, sampler=sampler, drop_last=drop_last, generator=own, **options)
-        self.samples, self._done, self._before, self._left = dataset, 0, None, None
+        super().__init__(_Batches(dataset, seed), batch_size=None, sampler=sampler, generator=own, **options)
+        self.samples, self.size = dataset, sampler.batch_size
+        self._done, self._before, self._left = 0, None, None
 
     def __iter__(self) -> Iterator:
         order = self.sampler
@@ -74,10 +102,14 @@ class TrainingLoader(DataLoader):
         left, self._left = self._left, None
         self._before = order.epoch
         self._done = left["batches"] if left is not None and left["epoch"] == order.epoch else 0
-        order.start = self._done * self.batch_size
-        for batch in super().__iter__():
-            self._done += 1
-            yield batch
+        order.start = self._done
+        for found in super().__iter__():
+            for batch in (found,) if order.batches_at_once == 1 else _split(found, order.batch_size):
+                self._done += 1
+                yield batch
+
+    def __len__(self) -> int:
+        return self.sampler.batches
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and its batches that were handed out."""
@@ -86,6 +118,14 @@ class TrainingLoader(DataLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on after those batches, if this epoch is the next."""
         self._left = state
+
+
+def _split(samples: dict, size: int) -> Iterator[dict]:
+    """Many samples, a dictionary of tensors and of such dictionaries, as batches of `size` of them."""
+    split = {name: list(_split(v, size)) if isinstance(v, dict) else v.split(size) for name, v in samples.items()}
+    count = max(map(len, split.values()), default=0)
+    for number in range(count):
+        yield {name: parts[number] if parts else {} for name, parts in split.items()}
 
 
 class RandomState(L.Callback):

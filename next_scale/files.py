@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 import uuid
 from pathlib import Path
 
 from next_scale.errors import UserError
+
+PARTIAL = ".????????????????????????????????.part"  # what a kill may leave of a file that `write_whole` was writing
 
 
 def check_readable(path: str | os.PathLike, kind: str, mend: str) -> None:
@@ -59,3 +62,12 @@ def write_whole(path: str | os.PathLike, data: bytes | memoryview) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+
+
+def user_cache(name: str) -> Path:
+    """Where things are kept that can be had again: ``next-scale/NAME`` in the user's cache."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "next-scale" / name

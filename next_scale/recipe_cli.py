@@ -39,6 +39,7 @@ def fit(
     preview: type,
     arguments: Sequence[str],
     links: Sequence[tuple[str, str]] = (),
+    data_base: type | None = None,
 ) -> None:
     """Train by the recipe and options in `arguments`.
 
@@ -47,6 +48,8 @@ def fit(
         module, data: classes of the LightningModule and LightningDataModule, whose options are the recipe's ``model``
             and ``data``.
         preview: class of a callback that shows what is made, the recipe's ``preview``.
+        data_base: of the classes that ``data`` may name as ``class_path``, or the command line as ``--data``; `data` is
+            the one where neither does. None: there is no other.
         links: (source, target) values that one part of the recipe takes from another once that is built.
 
     ``--trust`` among the arguments lets the recipe name classes of any package, beside `TRUSTED` and the program's own.
@@ -54,24 +57,15 @@ def fit(
     Raises:
         UserError: a value in the recipe or on the command line that cannot work.
     """
-    import logging
-    import warnings
-
     from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
 
     from next_scale.exact import RandomState
+    from next_scale.quiet import quiet_lightning
     from next_scale.training import ExponentialAverage, Export
 
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    for message in (
-        "LightningCLI's args parameter",  # this command's own arguments are given, not the process's
-        ".*LeafSpec",  # Lightning on a newer torch
-        "Found .* eval mode",  # the frozen tokenizer, on purpose
-    ):
-        warnings.filterwarnings("ignore", message)
-
+    quiet_lightning()
     trusted = (preview.__module__.partition(".")[0], *TRUSTED)
     if "--trust" in arguments:
         arguments = [argument for argument in arguments if argument != "--trust"]
@@ -89,6 +83,8 @@ def fit(
 
         def add_arguments_to_parser(self, parser) -> None:
             # the order matters: Export and the previews look at the averaged weights
+            if data_base is not None:
+                parser.set_defaults({"data": {"class_path": f"{data.__module__}.{data.__qualname__}"}})
             parser.add_lightning_class_args(preview, "preview")
             parser.add_lightning_class_args(Export, "export")
             parser.add_lightning_class_args(ExponentialAverage, "average")
@@ -104,7 +100,8 @@ def fit(
     try:
         RecipeCLI(
             module,
-            data,
+            data_base or data,
+            subclass_mode_data=data_base is not None,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": program, "exit_on_error": False, "fit": {"exit_on_error": False}},

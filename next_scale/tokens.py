@@ -1,101 +1,86 @@
-"""Token sets: a data set passed through a tokenizer once, then streamed for the training of predictors."""
+"""Tokens as training data: those of another data module's samples, made once and kept, or of shards that are there."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import tempfile
-from collections.abc import Iterable
+import shutil
+from abc import abstractmethod
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from next_scale.checkpoint import from_pretrained
+from next_scale.cli import progress
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
 from next_scale.exact import TrainingLoader
 from next_scale.model import fingerprint, tokenizer_of
-from next_scale.tokenizer import Tokenizer
+from next_scale.shards.index import INDEX, ShardIndex
+from next_scale.shards.place import open_place
+from next_scale.shards.reader import TokenSet
+from next_scale.shards.writer import plan_shards, write_shards
+from next_scale.splits import SPLITS
 
 logger = logging.getLogger(__name__)
 
-LATENTS = "latents.npy"
 
+class TokenData(L.LightningDataModule):
+    """Batches ``{"tokens": (B, L) int64, "condition": {field: (B,) int64}}`` of the three splits of a token set.
 
-class TokenSet(Dataset):
-    """Items ``{"tokens": (L,) int64, "condition": {field: int}}`` of a folder that :func:`write_tokens` wrote.
-
-    With `latents` also ``"latent": (C, *grid) float32``, what the autoencoder gave and the tokens approximate.
-    """
-
-    def __init__(self, folder: str | Path, latents: bool = False):
-        folder = Path(folder)
-        self.meta = json.loads((folder / "meta.json").read_text())
-        self.tokens = np.load(folder / "tokens.npy", mmap_mode="r", allow_pickle=False)
-        self.conditions = np.load(folder / "conditions.npy", allow_pickle=False)
-        self.latents = np.load(folder / LATENTS, mmap_mode="r", allow_pickle=False) if latents else None
-        self.fields = self.meta["fields"]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    def __getitem__(self, index: int) -> dict:
-        condition = dict(zip(self.fields, self.conditions[index].tolist(), strict=True))
-        item = {"tokens": torch.from_numpy(self.tokens[index].astype(np.int64)), "condition": condition}
-        if self.latents is not None:
-            item["latent"] = torch.from_numpy(self.latents[index].astype(np.float32))
-        return item
-
-
-@torch.no_grad()
-def write_tokens(
-    folder: str | Path, batches: Iterable[dict], tokenizer: Tokenizer, fields: list[str], latents: bool = False
-) -> None:
-    """Tokenize batches ``{"sample": (B, ...), "condition": {field: (B,)}}`` into a folder of npy files, all or nothing.
-
-    What was in the folder is replaced.
+    A subclass says where the tokens of a split are (`tokens`) and what their conditions may be.
 
     Args:
-        latents: keep also the latents before quantization, as float16, for predictors of latents.
+        batch_size: pyramids a batch, B.
+        seed: of the order of the batches.
+        num_workers: loader processes; 0 reads in the training process, which is fast enough for most.
 
-    Raises:
-        UserError: no batches, or the folder cannot be written.
+    Shape notation: B batch, L tokens.
     """
-    folder = Path(folder)
-    small = np.uint16 if tokenizer.quantizer.codebook_size <= 1 << 16 else np.int32
-    tokens, conditions, kept = [], [], []
-    for batch in batches:
-        latent = tokenizer.autoencoder.encode(batch["sample"])
-        tokens.append(tokenizer.quantizer.encode(latent).cpu().numpy().astype(small))
-        if latents:
-            kept.append(latent.cpu().numpy().astype(np.float16))
-        columns = [batch["condition"][name].cpu().numpy() for name in fields]
-        conditions.append(np.stack(columns, 1).astype(np.int32) if fields else np.zeros((len(tokens[-1]), 0), np.int32))
-    if not tokens:
-        raise UserError("there is nothing to tokenize: the data set is empty")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokens-") as scratch:
-            part = Path(scratch, "set")
-            part.mkdir()
-            np.save(part / "tokens.npy", np.concatenate(tokens))
-            np.save(part / "conditions.npy", np.concatenate(conditions))
-            if latents:
-                np.save(part / LATENTS, np.concatenate(kept))
-            (part / "meta.json").write_text(json.dumps({"fields": fields, "fingerprint": fingerprint(tokenizer)}))
-            if folder.exists():
-                os.replace(folder, Path(scratch, "old"))
-            os.replace(part, folder)
-    except OSError as error:
-        raise UserError(f"cannot write the tokens to {folder}: {error.strerror or error}") from error
+
+    def __init__(self, batch_size: int, seed: int, num_workers: int = 0):
+        super().__init__()
+        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
+
+    @property
+    @abstractmethod
+    def condition_spec(self) -> ConditionSpec:
+        """Fields and values of the conditions."""
+
+    @abstractmethod
+    def tokens(self, split: str) -> TokenSet | None:
+        """The tokens of a split, None where it has none."""
+
+    def train_dataloader(self) -> DataLoader:
+        return TrainingLoader(self.tokens("train"), self.batch_size, self.seed, **self._reading())
+
+    def val_dataloader(self) -> DataLoader | list:
+        return self._held_out("validation")
+
+    def test_dataloader(self) -> DataLoader | list:
+        return self._held_out("test")
+
+    def _held_out(self, split: str) -> DataLoader | list:
+        tokens = self.tokens(split)
+        if tokens is None:
+            return []
+        return DataLoader(tokens, self.batch_size, generator=torch.Generator(), **self._reading())
+
+    def _reading(self) -> dict:
+        workers = self.num_workers
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
 
 
-class TokenDataModule(L.LightningDataModule):
+class TokenDataModule(TokenData):
     """Tokens of another data module's samples, made by a trained tokenizer and kept for the next run.
+
+    They are made in one process, with a progress bar, when training first asks for them. Large data are tokenized by
+    ``tokenize-dataset`` on many, and read by :class:`next_scale.shards.ShardDataModule`; the files are the same.
 
     Args:
         source: a data module with ``condition_spec`` and ``dataset(split)`` for ``train``, ``validation`` and ``test``.
@@ -117,10 +102,10 @@ class TokenDataModule(L.LightningDataModule):
         seed: int = 0,
         latents: bool = False,
     ):
-        super().__init__()
+        super().__init__(batch_size, seed)
         self.latents = latents
         self.source, self.checkpoint, self.root = source, tokenizer, Path(folder)
-        self.batch_size, self.passes, self.seed = batch_size, passes, seed
+        self.passes = passes
         self._folder: Path | None = None
 
     @property
@@ -129,10 +114,14 @@ class TokenDataModule(L.LightningDataModule):
         return self.source.condition_spec
 
     def prepare_data(self) -> None:
+        with torch.random.fork_rng(devices=[]):  # training draws the same whether or not tokens had to be made
+            self._prepare()
+
+    def _prepare(self) -> None:
         tokenizer = tokenizer_of(from_pretrained(self.checkpoint))
         name = f"{self.source.name}-{fingerprint(tokenizer)}" + (f"-x{self.passes}" if self.passes > 1 else "")
         self._folder = self.root / name
-        for split in ("train", "validation", "test"):
+        for split in SPLITS:
             try:
                 dataset = self.source.dataset(split)
             except UserError as error:
@@ -140,28 +129,35 @@ class TokenDataModule(L.LightningDataModule):
                     raise
                 logger.warning("no %s tokens: %s", split, error)
                 continue
-            passes = self.passes if split == "train" else 1
-            if self._made(split, passes * len(dataset)):
-                continue
-            batches = self._batches(dataset, split, passes)
-            with torch.random.fork_rng(devices=[]):  # a training is the same whether its tokens are there already
-                torch.random.default_generator.manual_seed(self.seed)
-                write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
+            plan = plan_shards(
+                dataset, self.condition_spec, tokenizer, split, name=self.source.name,
+                passes=self.passes if split == "train" else 1, latents=self.latents,
+            )  # fmt: skip
+            if not self._made(plan):
+                self._make(dataset, tokenizer, plan)
 
-    def _made(self, split: str, count: int) -> bool:
-        """Whether the split lies there already. Folders of data may share a name: the number of samples tells more."""
-        folder = self._folder / split
-        if not (folder / "meta.json").is_file() or (self.latents and not (folder / LATENTS).is_file()):
+    def _made(self, plan: ShardIndex) -> bool:
+        """Whether the split lies there already. Latents may lie there too; folders of other data may share a name."""
+        try:
+            made = open_place(self._folder / plan.split).index
+        except UserError:
             return False
-        made = TokenSet(folder)
-        return len(made) == count and made.fields == list(self.condition_spec)
+        wanted = ("samples", "condition", "schedule", "manifest", "latent" if self.latents else "samples")
+        return all(getattr(made, field) == getattr(plan, field) for field in wanted)
 
-    def _batches(self, dataset: Dataset, split: str, passes: int) -> Iterable[dict]:
-        from rich.progress import track
-
-        loader = DataLoader(dataset, batch_size=64)
-        for _ in range(passes):
-            yield from track(loader, description=f"tokenizing {split}")
+    def _make(self, dataset: torch.utils.data.Dataset, tokenizer: torch.nn.Module, plan: ShardIndex) -> None:
+        folder = self._folder / plan.split
+        try:
+            made = write_shards(folder, dataset, tokenizer, plan)
+            first = next(made)
+        except UserError:  # of other data, or without latents: what is kept here can be made again
+            shutil.rmtree(folder, ignore_errors=True)
+            made = write_shards(folder, dataset, tokenizer, plan)
+            first = next(made)
+        with progress(f"tokenizing {plan.split}", plan.samples) as advance:
+            advance(first)
+            for count in made:
+                advance(count)
 
     def setup(self, stage: str) -> None:
         if self._folder is None:
@@ -171,19 +167,6 @@ class TokenDataModule(L.LightningDataModule):
         """Where the tokens of a split are, once they have been made."""
         return self._folder / split
 
-    def _set(self, split: str) -> TokenSet | None:
+    def tokens(self, split: str) -> TokenSet | None:
         folder = self.split_folder(split)
-        return TokenSet(folder, self.latents) if folder.is_dir() else None
-
-    def train_dataloader(self) -> DataLoader:
-        return TrainingLoader(self._set("train"), self.batch_size, self.seed)
-
-    def _held_out(self, split: str) -> DataLoader | list:
-        tokens = self._set(split)
-        return [] if tokens is None else DataLoader(tokens, self.batch_size, generator=torch.Generator())
-
-    def val_dataloader(self) -> DataLoader | list:
-        return self._held_out("validation")
-
-    def test_dataloader(self) -> DataLoader | list:
-        return self._held_out("test")
+        return TokenSet(folder, self.latents) if (folder / INDEX).is_file() else None

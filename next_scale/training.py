@@ -190,8 +190,9 @@ class TokenizerModule(ScheduledModule):
         self.tokenizer.eval()
         own = self.trainer.train_dataloader
         # a loader of its own: the trainer's is in the middle of an epoch, and its workers may be kept
-        dataset = own.samples if isinstance(own, TrainingLoader) else own.dataset
-        loader = DataLoader(dataset, own.batch_size or 1, shuffle=True, collate_fn=own.collate_fn)
+        ours = isinstance(own, TrainingLoader)
+        dataset, size = (own.samples, own.size) if ours else (own.dataset, own.batch_size or 1)
+        loader = DataLoader(dataset, size, shuffle=True, collate_fn=None if ours else own.collate_fn)
         while seen < samples:
             for batch in loader:
                 latents.append(self.tokenizer.autoencoder.encode(batch["sample"].to(self.device)))

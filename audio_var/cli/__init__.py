@@ -12,6 +12,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "pass audio through a tokenizer and back"),
     "tokenize": ("tokens", "audio file -> compact token file"),
     "detokenize": ("tokens", "token file -> audio file"),
+    "tokenize-dataset": ("shards", "a data set of sound as shards of tokens, for training"),
     "edit": ("edit", "change a recording: fill a gap, continue, vary, mix, repair"),
     "import": ("published", "the published weights of AAR and SAT as a checkpoint"),
     "verify": ("published", "compare this program with what the published code computed"),

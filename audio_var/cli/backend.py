@@ -14,6 +14,7 @@ from next_scale.commands.backend import Advance, Backend, Encoded, Pair, Source,
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from audio_var.data.datamodule import AudioDataModule
     from next_scale.commands.generate import Asked
     from next_scale.model import Generator
     from next_scale.sampling import SamplingOptions
@@ -133,6 +134,26 @@ class AudioBackend(Backend):
         from audio_var.io import write_audio
 
         write_audio(path, sample[0].numpy(), tokenizer.autoencoder.sample_rate)
+
+    def add_data_options(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--seconds", type=real_number(0, 3600), metavar="S",
+            help="length of a clip of a folder of audio files (default: the tokenizer's own)",
+        )  # fmt: skip
+
+    def data(self, data: str, tokenizer: Tokenizer, args: argparse.Namespace) -> AudioDataModule:
+        from audio_var.data.datamodule import AudioDataModule
+        from audio_var.data.notes import read_manifest
+
+        codec = tokenizer.autoencoder
+        if (Path(data) / "manifest.json").is_file():
+            samples = read_manifest(data)["clip_samples"]
+        elif args.seconds is None:
+            samples = self.schedule_of(tokenizer).grid[0] * codec.hop
+        else:
+            unit = codec.hop * codec.multiple
+            samples = unit * max(1, round(args.seconds * codec.sample_rate / unit))
+        return AudioDataModule(data, sample_rate=codec.sample_rate, clip_samples=samples, seed=args.seed)
 
     def check_sheet(self, path: Path) -> None:
         from audio_var.plots import check_plot

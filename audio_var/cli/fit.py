@@ -44,10 +44,10 @@ def _fit_tokenizer(arguments: list[str]) -> None:
 def _fit_next_scale(arguments: list[str]) -> None:
     import audio_var.codecs  # noqa: F401 - registers the codecs that checkpoints name
     from audio_var.callbacks import AudioPreview
-    from next_scale.tokens import TokenDataModule
+    from next_scale.tokens import TokenData, TokenDataModule
     from next_scale.training import PredictorModule
 
-    fit("audio-var", PredictorModule, TokenDataModule, AudioPreview, arguments, [CONDITION_LINK])
+    fit("audio-var", PredictorModule, TokenDataModule, AudioPreview, arguments, [CONDITION_LINK], TokenData)
 
 
 def _fit_evaluator(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from audio_var.io import check_audio
+from next_scale.data import manifest_of
 from next_scale.errors import UserError
 from next_scale.splits import check_split, split_of
 
@@ -96,6 +97,12 @@ class AudioFolder(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def manifest_sha256(self) -> str:
+        """Hash of the files and of how they are read, see :func:`next_scale.data.manifest_of`."""
+        options = (self.sample_rate, self.clip_samples, self.loudness, self.trim_silence_db, self.random_crop)
+        return manifest_of(self.folder, self.files, labels=self.labels, options=options)
 
     def __getitem__(self, index: int) -> dict:
         index = range(len(self))[index]

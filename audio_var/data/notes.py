@@ -294,6 +294,11 @@ class Notes(Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the manifest, which has the checksums of the notes."""
+        return checksum_of(self.folder / "manifest.json")
+
     def __getitem__(self, index: int) -> dict:
         index = range(len(self))[index]
         condition = {field: int(values[index]) for field, values in self._condition.items()}

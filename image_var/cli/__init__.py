@@ -11,6 +11,7 @@ COMMANDS = {
     "reconstruct": ("reconstruct", "pass images through a tokenizer and back"),
     "tokenize": ("tokens", "image file -> compact token file"),
     "detokenize": ("tokens", "token file -> image file"),
+    "tokenize-dataset": ("shards", "a data set of images as shards of tokens, for training"),
     "edit": ("edit", "change an image: paint a part, vary, mix, repair"),
     "info": ("info", "what a checkpoint is and holds"),
     "import": ("published", "turn published VAR weights into a checkpoint"),

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from image_var.cli import models
 from next_scale.cli import whole_number
 from next_scale.commands.backend import Advance, Backend, Encoded, Pair, Source, Tile
+from next_scale.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from image_var.data.datamodule import ImageDataModule
     from next_scale.model import Generator
     from next_scale.schedule import Schedule
     from next_scale.tokenizer import Tokenizer
@@ -93,6 +95,24 @@ class ImageBackend(Backend):
         from image_var.io import write_image
 
         write_image(path, sample)
+
+    def add_data_options(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--size", type=whole_number(1, 1 << 14), metavar="N",
+            help="side of the images, for a tokenizer of any size (default: the tokenizer's own, or 256)",
+        )  # fmt: skip
+        parser.add_argument("--flip", action="store_true", help="mirror half of the training images left to right")
+
+    def data(self, data: str, tokenizer: Tokenizer, args: argparse.Namespace) -> ImageDataModule:
+        from image_var.data.datamodule import ImageDataModule
+        from image_var.sizes import size_for
+
+        height, width = size_for(tokenizer) if args.size is None else size_for(tokenizer, (args.size, args.size))
+        if height != width or args.size not in (None, height):
+            mend = f"use --size {height}" if height == width else "data sets are square"
+            raise UserError(f"the tokenizer takes images of {_text((height, width))}: {mend}")
+        channels = tokenizer.autoencoder.channels_in
+        return ImageDataModule(data, size=height, channels=channels, flip=args.flip, seed=args.seed)
 
     def check_sheet(self, path: Path) -> None:
         self.check_name(path)

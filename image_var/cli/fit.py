@@ -44,10 +44,10 @@ def _fit_tokenizer(arguments: list[str]) -> None:
 def _fit_next_scale(arguments: list[str]) -> None:
     import image_var.autoencoder  # noqa: F401 - registers the autoencoder that checkpoints name
     from image_var.callbacks import ImagePreview
-    from next_scale.tokens import TokenDataModule
+    from next_scale.tokens import TokenData, TokenDataModule
     from next_scale.training import PredictorModule
 
-    fit("image-var", PredictorModule, TokenDataModule, ImagePreview, arguments, [CONDITION_LINK])
+    fit("image-var", PredictorModule, TokenDataModule, ImagePreview, arguments, [CONDITION_LINK], TokenData)
 
 
 def _fit_evaluator(arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ Shape notation: N images, B batch, C channels, H W height and width.
 from __future__ import annotations
 
 import gzip
+import hashlib
 import os
 import zlib
 from collections.abc import Sequence
@@ -90,6 +91,14 @@ class FashionMNIST(Dataset):
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def manifest_sha256(self) -> str:
+        """SHA-256 of the images and labels, and of how they are read."""
+        digest = hashlib.sha256(repr((self.channels, self.flip)).encode())
+        for tensor in (self.images, self.labels):
+            digest.update(tensor.numpy())
+        return digest.hexdigest()
 
     def __getitem__(self, index: int) -> dict:
         index = range(len(self))[index]

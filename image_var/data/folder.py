@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from image_var.io import SUFFIXES, check_image, read_image
+from next_scale.data import manifest_of
 from next_scale.errors import UserError
 from next_scale.splits import SPLITS, check_split, split_of
 
@@ -82,6 +83,12 @@ class ImageFolder(Dataset):
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @property
+    def manifest_sha256(self) -> str:
+        """Hash of the files and of how they are read, see :func:`next_scale.data.manifest_of`."""
+        options = (self.size, self.channels, self.random_crop, self.flip)
+        return manifest_of(self.folder, self.files, labels=self.labels, options=options)
 
     def __getitem__(self, index: int) -> dict:
         index = range(len(self))[index]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only what computes imports i
     from torch import Tensor
 
     from next_scale.commands.generate import Asked
+    from next_scale.data import SampleDataModule
     from next_scale.model import Generator
     from next_scale.sampling import SamplingOptions
     from next_scale.schedule import Schedule
@@ -185,6 +186,20 @@ class Backend(ABC):
     @abstractmethod
     def write(self, path: Path, sample: Tensor, tokenizer: Tokenizer) -> None:
         """Write a sample, in the format that the suffix names. Raises UserError where it cannot."""
+
+    # Data sets
+
+    @abstractmethod
+    def add_data_options(self, parser: argparse.ArgumentParser) -> None:
+        """Add what `data` may be asked for."""
+
+    @abstractmethod
+    def data(self, data: str, tokenizer: Tokenizer, args: argparse.Namespace) -> SampleDataModule:
+        """A data set, by its name or folder, in samples that the tokenizer takes.
+
+        Raises:
+            UserError: there is none, or it has other samples.
+        """
 
     # Sheets
 

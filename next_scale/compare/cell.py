@@ -19,7 +19,7 @@ from next_scale.compare.training import trainer_for
 from next_scale.errors import UserError
 from next_scale.flops import count_flops
 from next_scale.model import Generator
-from next_scale.tokens import TokenDataModule, TokenSet
+from next_scale.tokens import TokenDataModule
 from next_scale.training import PredictorModule
 
 MODEL, TRAINED = "model", "trained.json"
@@ -162,7 +162,7 @@ def _measure(
             best = nearness, guidance, samples, drawn, classes
     _, guidance, samples, drawn, classes = best
     named = modality.features_name
-    held = TokenSet(tokens.split_folder("test"))
+    held = tokens.tokens("test")
     quality = measure.distances(features, drawn, reconstructed, classes == asked)
     return {
         "likelihood": measure.likelihood(model, held, modality, evaluation.batch_size, evaluation.samples),

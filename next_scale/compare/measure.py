@@ -23,8 +23,8 @@ from next_scale.errors import UserError
 from next_scale.flops import count_flops
 from next_scale.metrics import bits_per_scale, frechet_distance, kernel_distance, manifold_metrics
 from next_scale.model import Generator
+from next_scale.shards.reader import TokenSet
 from next_scale.statistics import frechet_infinity
-from next_scale.tokens import TokenSet
 
 _NEIGHBOURS = 5
 _RESAMPLES = 64

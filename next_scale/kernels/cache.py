@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import tempfile
 from pathlib import Path
+
+from next_scale.files import user_cache
 
 FOLDER_VARIABLE = "NEXT_SCALE_KERNEL_CACHE"
 
@@ -14,13 +15,7 @@ FOLDER_VARIABLE = "NEXT_SCALE_KERNEL_CACHE"
 def cache_folder() -> Path:
     """Where compiled kernels are kept: ``NEXT_SCALE_KERNEL_CACHE``, else ``next-scale/kernels`` in the user's cache."""
     named = os.environ.get(FOLDER_VARIABLE)
-    if named:
-        return Path(named)
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "next-scale" / "kernels"
+    return Path(named) if named else user_cache("kernels")
 
 
 def key_of(*parts: str) -> str:

@@ -1,9 +1,6 @@
 """Token sets: made once by a tokenizer, all or nothing, and read back as batches."""
 
-import json
-
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from torch.utils.data import Dataset
@@ -12,8 +9,9 @@ from next_scale import tokens as module
 from next_scale.checkpoint import from_pretrained
 from next_scale.errors import UserError
 from next_scale.model import fingerprint, tokenizer_of
-from next_scale.tokenizer import Tokenizer
-from next_scale.tokens import TokenDataModule, TokenSet, write_tokens
+from next_scale.shards.reader import TokenSet
+from next_scale.shards.writer import plan_shards, write_shards
+from next_scale.tokens import TokenDataModule
 
 COUNT = {"train": 20, "validation": 6, "test": 3}
 
@@ -51,31 +49,38 @@ def written(monkeypatch):
     names = []
 
     def counted(folder, *rest):
+        progress = write_shards(folder, *rest)
+        yield next(progress)
         names.append(folder.name)
-        write_tokens(folder, *rest)
+        yield from progress
 
-    monkeypatch.setattr(module, "write_tokens", counted)
+    monkeypatch.setattr(module, "write_shards", counted)
     return names
 
 
-def batches(count=5, fields=("label", "pitch")):
-    noise = Noise(count)
-    condition = {name: torch.tensor([noise[i]["condition"][name] for i in range(count)]) for name in fields}
-    yield {"sample": noise.samples[:2], "condition": {name: values[:2] for name, values in condition.items()}}
-    yield {"sample": noise.samples[2:], "condition": {name: values[2:] for name, values in condition.items()}}
+def made(folder, tokenizer, count=5, spec=None, **options):
+    """A set of so many samples, written in this process."""
+    spec = Source.condition_spec if spec is None else spec
+    plan = plan_shards(Noise(count), spec, tokenizer, "train", **options)
+    for _ in write_shards(folder, Noise(count), tokenizer, plan):
+        pass
+    return TokenSet(folder, latents=options.get("latents", False))
 
 
 def test_round_trip(tiny_generator, tmp_path):
     tokenizer = tiny_generator.tokenizer
-    write_tokens(tmp_path / "a" / "set", batches(), tokenizer, ["label", "pitch"])
-    tokens = TokenSet(tmp_path / "a" / "set")
+    tokens = made(tmp_path / "a" / "set", tokenizer)
     assert len(tokens) == 5
     want = tokenizer.encode(Noise(5).samples)
     for i in range(5):
         assert torch.equal(tokens[i]["tokens"], want[i]) and tokens[i]["tokens"].dtype == torch.int64
         assert tokens[i]["condition"] == {"label": i % 3, "pitch": i}
-    assert tokens.meta["fingerprint"] == fingerprint(tokenizer)
-    assert sorted(p.name for p in (tmp_path / "a").rglob("*")) == ["conditions.npy", "meta.json", "set", "tokens.npy"]
+    assert torch.equal(tokens[-1]["tokens"], want[4])
+    with pytest.raises(IndexError):
+        tokens[5]
+    assert tokens.index.fingerprint == fingerprint(tokenizer)
+    shard, index = sorted(p.name for p in (tmp_path / "a" / "set").iterdir())
+    assert index == "index.json" and shard == tokens.index.shards[0].file
 
 
 def test_latents_beside_tokens(tiny_checkpoint, tmp_path, written):
@@ -94,47 +99,15 @@ def test_latents_beside_tokens(tiny_checkpoint, tmp_path, written):
 
 
 def test_without_conditions(tiny_generator, tmp_path):
-    write_tokens(tmp_path / "set", batches(fields=()), tiny_generator.tokenizer, [])
-    assert TokenSet(tmp_path / "set")[4]["condition"] == {}
-
-
-@pytest.mark.parametrize("size, stored", [(1 << 16, np.uint16), ((1 << 16) + 1, np.int32)])
-def test_large_codebooks_fit(size, stored, tmp_path):
-    class Fixed(torch.nn.Module):
-        codebook_size = size
-
-        def encode(self, latent):
-            return torch.tensor([[0, size - 1]] * len(latent))
-
-    class Same(torch.nn.Module):
-        def encode(self, x):
-            return x
-
-    tokenizer = Tokenizer(Same(), Fixed())
-    write_tokens(tmp_path / "set", batches(), tokenizer, ["label"])
-    tokens = TokenSet(tmp_path / "set")
-    assert tokens[0]["tokens"].tolist() == [0, size - 1] and tokens.tokens.dtype == stored
-
-
-def test_all_or_nothing(tiny_generator, tmp_path):
-    def broken():
-        yield from batches()
-        raise RuntimeError("the disk fell over")
-
-    write_tokens(tmp_path / "set", batches(3), tiny_generator.tokenizer, ["label"])
-    with pytest.raises(RuntimeError):
-        write_tokens(tmp_path / "set", broken(), tiny_generator.tokenizer, ["label"])
-    assert len(TokenSet(tmp_path / "set")) == 3
-    write_tokens(tmp_path / "set", batches(5), tiny_generator.tokenizer, ["label"])  # another time it works
-    assert len(TokenSet(tmp_path / "set")) == 5 and [p.name for p in tmp_path.iterdir()] == ["set"]
+    assert made(tmp_path / "set", tiny_generator.tokenizer, spec={})[4]["condition"] == {}
 
 
 def test_refused(tiny_generator, tmp_path):
     with pytest.raises(UserError, match="nothing to tokenize"):
-        write_tokens(tmp_path / "set", [], tiny_generator.tokenizer, ["label"])
+        made(tmp_path / "set", tiny_generator.tokenizer, 0)
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match="cannot write"):
-        write_tokens(tmp_path / "file" / "set", batches(), tiny_generator.tokenizer, ["label"])
+        made(tmp_path / "file" / "set", tiny_generator.tokenizer)
 
 
 def test_data_module(tiny_generator, tiny_checkpoint, tmp_path, written):
@@ -177,7 +150,8 @@ def test_chance_in_tokens_is_their_own(tiny_checkpoint, tmp_path):
         torch.manual_seed(seed)
         data.prepare_data()
         after.append(torch.get_rng_state())
-        made.append(TokenSet(data.split_folder("train")).tokens)
+        tokens = TokenSet(data.split_folder("train"))
+        made.append(torch.stack([tokens[i]["tokens"] for i in range(len(tokens))]))
     assert torch.equal(after[0], after[1])
     assert (made[0] == made[2]).all()
     assert (made[0][:20] != made[0][20:]).any()
@@ -203,8 +177,3 @@ def test_held_out_splits_may_be_missing(tiny_checkpoint, tmp_path):
     assert data.val_dataloader() == data.test_dataloader() == []
     with pytest.raises(UserError, match="no train clips"):
         TokenDataModule(Source({"test": 4}), str(tiny_checkpoint), str(tmp_path)).prepare_data()
-
-
-def test_meta_is_json(tiny_generator, tmp_path):
-    write_tokens(tmp_path / "set", batches(), tiny_generator.tokenizer, ["pitch"])
-    assert json.loads((tmp_path / "set" / "meta.json").read_text())["fields"] == ["pitch"]
