@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,18 +50,25 @@ def _config_of(model: nn.Module) -> dict:
     return config
 
 
-def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+def save_pretrained(
+    model: Tokenizer | Generator,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write ``model.safetensors`` (which carries the configuration too) and ``config.json`` into `folder`.
 
     Args:
         dtype: store floating-point weights so, ``torch.float16`` for half the size; they load as float32.
+        state: the model's tensors where it does not have them whole itself, see :mod:`next_scale.sharding`.
 
     Raises:
         UserError: the folder cannot be written; what was there before stays whole.
     """
     folder = Path(folder)
     config = json.dumps(_config_of(model), indent=1)
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    state = model.state_dict() if state is None else state
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     try:

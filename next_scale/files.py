@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from next_scale.errors import UserError
@@ -59,3 +62,11 @@ def write_whole(path: str | os.PathLike, data: bytes | memoryview) -> None:
             raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; free space or write elsewhere") from error
+
+
+@contextmanager
+def alone(path: str | os.PathLike) -> Iterator[None]:
+    """No other process is in a block of the same path meanwhile: a file of that name, empty, is locked and stays."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

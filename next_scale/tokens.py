@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from next_scale.checkpoint import from_pretrained
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
-from next_scale.exact import TrainingLoader
+from next_scale.exact import HeldOutLoader, TrainingLoader
+from next_scale.files import alone
 from next_scale.model import fingerprint, tokenizer_of
 from next_scale.tokenizer import Tokenizer
 
@@ -101,7 +102,7 @@ class TokenDataModule(L.LightningDataModule):
         source: a data module with ``condition_spec`` and ``dataset(split)`` for ``train``, ``validation`` and ``test``.
         tokenizer: checkpoint of the tokenizer.
         folder: where token sets are kept; each tokenizer's in a folder named by its fingerprint.
-        batch_size: pyramids a batch.
+        batch_size: pyramids a batch, of each process.
         passes: times the training split is tokenized; more than one where samples are random crops.
         seed: of the order of the batches.
         latents: keep and give also the latents before quantization, which the family "flow" learns.
@@ -141,10 +142,14 @@ class TokenDataModule(L.LightningDataModule):
                 logger.warning("no %s tokens: %s", split, error)
                 continue
             passes = self.passes if split == "train" else 1
-            if self._made(split, passes * len(dataset)):
+            count = passes * len(dataset)
+            if self._made(split, count):
                 continue
-            batches = self._batches(dataset, split, passes)
-            write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
+            self.root.mkdir(parents=True, exist_ok=True)
+            with alone(self.root / f".{name}.lock"):  # of nodes that share the folder one makes the tokens
+                if not self._made(split, count):
+                    batches = self._batches(dataset, split, passes)
+                    write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
 
     def _made(self, split: str, count: int) -> bool:
         """Whether the split lies there already. Folders of data may share a name: the number of samples tells more."""
@@ -178,7 +183,7 @@ class TokenDataModule(L.LightningDataModule):
 
     def _held_out(self, split: str) -> DataLoader | list:
         tokens = self._set(split)
-        return [] if tokens is None else DataLoader(tokens, self.batch_size, generator=torch.Generator())
+        return [] if tokens is None else HeldOutLoader(tokens, self.batch_size)
 
     def val_dataloader(self) -> DataLoader | list:
         return self._held_out("validation")
