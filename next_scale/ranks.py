@@ -55,13 +55,13 @@ def mean(values: Tensor) -> Tensor:
     return values if count() == 1 else total(values) / count()
 
 
-def mean_of(values: dict[str, Tensor], samples: int = 1) -> dict[str, Tensor]:
-    """Named scalars, each its mean over the processes weighted by their numbers of samples, in one exchange."""
-    if count() == 1 or not values:
-        return values
+def mean_of(values: dict[str, Tensor], samples: int) -> tuple[dict[str, Tensor], int]:
+    """Named scalars, each its mean over the processes weighted by their numbers of samples, and the sum of these."""
+    if count() == 1:
+        return values, samples
     stacked = torch.stack([value.detach().float() for value in values.values()])
-    weighted = total(torch.cat([samples * stacked, stacked.new_full((1,), samples)]))
-    return dict(zip(values, (weighted[:-1] / weighted[-1]).unbind(), strict=True))
+    weighted = total(torch.cat([samples * stacked, stacked.new_full((1,), samples)]))  # in one exchange
+    return dict(zip(values, (weighted[:-1] / weighted[-1]).unbind(), strict=True)), int(weighted[-1])
 
 
 def pick_rows(own: Tensor, picked: Tensor, group: int = 1) -> Tensor:

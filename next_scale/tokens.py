@@ -145,8 +145,8 @@ class TokenDataModule(L.LightningDataModule):
             count = passes * len(dataset)
             if self._made(split, count):
                 continue
-            self.root.mkdir(parents=True, exist_ok=True)
-            with alone(self.root / f".{name}.lock"):  # of nodes that share the folder one makes the tokens
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with alone(self._folder / ".lock"):  # of nodes that share the folder one makes the tokens
                 if not self._made(split, count):
                     batches = self._batches(dataset, split, passes)
                     write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)

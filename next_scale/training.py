@@ -85,9 +85,16 @@ class ScheduledModule(L.LightningModule):
 
     def log_means(self, values: dict[str, Tensor], batch_size: int) -> None:
         """Log what training tells of a batch, of all processes' batches together; ``train/loss`` also while it runs."""
-        values = ranks.mean_of(values, batch_size)
-        self.log_dict(values, batch_size=batch_size)
+        values, whole = ranks.mean_of(values, batch_size)
+        self.log_dict(values, batch_size=whole)
         self.log("loss", values["train/loss"], prog_bar=True, logger=False)
+
+    def log_held_out(self, values: dict[str, Tensor], batch: dict, batch_size: int) -> None:
+        """Log what validation tells of a batch; with several processes each sample counts once."""
+        values, whole = ranks.mean_of(values, batch.get("counts", batch_size))
+        loss = {"val/loss": values.pop("val/loss")}
+        self.log_dict(loss, prog_bar=True, batch_size=whole, sync_dist=True)  # equal in all processes already
+        self.log_dict(values, batch_size=whole, sync_dist=True)
 
     def optimizer_for(self, parameters: list[nn.Parameter], after: int = 0) -> dict:
         """AdamW and its schedule over the trainer's whole length, or what is left of it `after` so many steps."""
@@ -303,9 +310,7 @@ class TokenizerModule(ScheduledModule):
             logs |= {f"perplexity/{k}": value for k, value in enumerate(out.perplexity)}
         loss, terms = self.objective(self.tokenizer.autoencoder, x, latent)
         logs |= {f"val/{name}": value for name, value in terms.items()}
-        counts = batch.get("counts", x.shape[0])
-        self.log_dict(logs, batch_size=counts, sync_dist=True)
-        self.log("val/loss", loss, prog_bar=True, batch_size=counts, sync_dist=True)
+        self.log_held_out(logs | {"val/loss": loss}, batch, x.shape[0])
 
 
 class PredictorModule(ScheduledModule):
@@ -392,10 +397,7 @@ class PredictorModule(ScheduledModule):
         return out.loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        values = self._named("val", self._loss(batch))
-        counts = batch.get("counts", len(batch["tokens"]))
-        self.log("val/loss", values.pop("val/loss"), prog_bar=True, batch_size=counts, sync_dist=True)
-        self.log_dict(values, batch_size=counts, sync_dist=True)
+        self.log_held_out(self._named("val", self._loss(batch)), batch, len(batch["tokens"]))
 
     @staticmethod
     def _named(stage: str, out: LossOutput) -> dict[str, Tensor]:
