@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
 from next_scale.exact import HeldOutLoader, TrainingLoader
+from next_scale.provenance import listing_hash
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ class SampleDataModule(lightning.LightningDataModule):
         super().__init__()
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._datasets: dict[str, Dataset] = {}
+        self._checksum: str | None = None
 
     @property
     @abstractmethod
@@ -48,6 +50,13 @@ class SampleDataModule(lightning.LightningDataModule):
         if split not in self._datasets:
             self._datasets[split] = self._open(split)
         return self._datasets[split]
+
+    def provenance(self) -> dict[str, str | None]:
+        """Name of the data, and a checksum of the names and sizes of its files, where it is a folder."""
+        folder = getattr(self.dataset("train"), "folder", None)
+        if self._checksum is None and folder is not None:
+            self._checksum = listing_hash(folder)
+        return {"name": self.name, "sha256": self._checksum}
 
     def train_dataloader(self) -> DataLoader:
         return TrainingLoader(self.dataset("train"), self.batch_size, self.seed, **self._reading())

@@ -1,7 +1,7 @@
 """Where a checkpoint or a result comes from: versions, git revision, recipe, data and seed. Never the time of day.
 
-So identical trainings write identical files. A training's is made by :class:`Provenance`, a callback that the command
-``fit`` gives every trainer.
+So identical trainings write identical files. Checkpoints of a training and what it exports keep it under the key
+``provenance``, which loading ignores.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning as L
+if TYPE_CHECKING:  # it takes seconds to import, and `info` needs none of it
+    from lightning import Trainer
 
 KEY = "provenance"
 _PACKAGES = ("next-scale", "torch", "lightning", "numpy")
@@ -89,31 +90,19 @@ def recipe_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return recipe
 
 
-class Provenance(L.Callback):
-    """Puts where it comes from into every checkpoint of a training, and into what it exports.
+def training_provenance(trainer: Trainer, recipe: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``versions``, ``git``, ``seed``, ``data`` and ``recipe`` of a training.
+
+    What is not known is None: the data of bare loaders, the recipe of a trainer that no command has made.
 
     Args:
         recipe: as :func:`recipe_of` gives it.
     """
-
-    def __init__(self, recipe: dict[str, Any] | None = None) -> None:
-        self.recipe = recipe
-
-    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[KEY] = training_provenance(trainer)
-
-
-def training_provenance(trainer: L.Trainer) -> dict[str, Any]:
-    """``versions``, ``git``, ``seed``, ``data`` (see ``provenance`` of the data modules) and ``recipe`` of a training.
-
-    What is not known is None: the data of bare loaders, the recipe of a trainer that no command has made.
-    """
-    recipe = next((part.recipe for part in trainer.callbacks if isinstance(part, Provenance)), None)
     seed = os.environ.get("PL_GLOBAL_SEED")
     tell = getattr(trainer.datamodule, KEY, None)
     return {
         **origin(),
         "seed": None if seed is None else int(seed),
-        "data": tell() if callable(tell) else None,
+        "data": None if tell is None else tell(),
         "recipe": recipe,
     }

@@ -30,7 +30,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from next_scale.transformer import Block
+from next_scale.transformer import Transformer
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -77,11 +77,16 @@ def _renamed(state: Mapping[str, Any], names: Mapping) -> dict[str, Any]:
     return {"state": {names[name]: values for name, values in state["state"].items()}, "param_groups": groups}
 
 
+def units(predictor: nn.Module) -> list[nn.Module]:
+    """What is gathered in one go: a block, or what the condition does to one. All else is gathered together."""
+    found = [module for module in predictor.modules() if isinstance(module, Transformer)]
+    return [unit for transformer in found for unit in (*transformer.blocks, *transformer.modulation)]
+
+
 def shard(predictor: nn.Module, mesh: DeviceMesh) -> None:
-    """Split a predictor's weights over the processes, which hold the same ones; blocks are gathered one by one."""
-    for block in predictor.modules():
-        if isinstance(block, Block):
-            fully_shard(block, mesh=mesh)
+    """Split a predictor's weights, equal in all processes, over them; :func:`units` are gathered one by one."""
+    for unit in units(predictor):
+        fully_shard(unit, mesh=mesh)
     fully_shard(predictor, mesh=mesh, reshard_after_forward=True)
     for method in ("loss", "log_prob"):
         register_fsdp_forward_method(predictor, method)

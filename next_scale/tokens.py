@@ -123,6 +123,7 @@ class TokenDataModule(L.LightningDataModule):
         self.source, self.checkpoint, self.root = source, tokenizer, Path(folder)
         self.batch_size, self.passes, self.seed = batch_size, passes, seed
         self._folder: Path | None = None
+        self._mark: str | None = None
 
     @property
     def condition_spec(self) -> ConditionSpec:
@@ -131,7 +132,8 @@ class TokenDataModule(L.LightningDataModule):
 
     def prepare_data(self) -> None:
         tokenizer = tokenizer_of(from_pretrained(self.checkpoint))
-        name = f"{self.source.name}-{fingerprint(tokenizer)}" + (f"-x{self.passes}" if self.passes > 1 else "")
+        self._mark = fingerprint(tokenizer)
+        name = f"{self.source.name}-{self._mark}" + (f"-x{self.passes}" if self.passes > 1 else "")
         self._folder = self.root / name
         for split in ("train", "validation", "test"):
             try:
@@ -169,6 +171,11 @@ class TokenDataModule(L.LightningDataModule):
     def setup(self, stage: str) -> None:
         if self._folder is None:
             self.prepare_data()
+
+    def provenance(self) -> dict:
+        """The tokenizer's fingerprint, passes, and what the source of the samples tells of itself."""
+        tell = getattr(self.source, "provenance", None)
+        return {"tokenizer": self._mark, "passes": self.passes, "source": None if tell is None else tell()}
 
     def split_folder(self, split: str) -> Path:
         """Where the tokens of a split are, once they have been made."""

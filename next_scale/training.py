@@ -18,6 +18,7 @@ from next_scale.exact import TrainingLoader
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import AnyLength, predictor_class
 from next_scale.predictors.interface import LossOutput
+from next_scale.provenance import KEY, training_provenance
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import StrideSchedule, parse_schedule
@@ -407,6 +408,26 @@ class PredictorModule(ScheduledModule):
         return values | {f"{stage}/loss": out.loss.detach()}
 
 
+class Provenance(L.Callback):
+    """Puts where a training comes from into its checkpoints; :class:`Export` does so into what it writes.
+
+    Args:
+        recipe: see :func:`next_scale.provenance.training_provenance`.
+    """
+
+    def __init__(self, recipe: dict | None = None):
+        self.recipe = recipe
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        checkpoint[KEY] = training_provenance(trainer, self.recipe)
+
+
+def made_by(trainer: L.Trainer) -> dict:
+    """Where what a trainer trains comes from, see :func:`next_scale.provenance.training_provenance`."""
+    recipe = next((part.recipe for part in trainer.callbacks if isinstance(part, Provenance)), None)
+    return training_provenance(trainer, recipe)
+
+
 class Export(L.Callback):
     """Writes the model as a checkpoint of :mod:`next_scale.checkpoint` after every validation and at the end.
 
@@ -433,4 +454,4 @@ class Export(L.Callback):
             return
         state = whole_state(module.model)
         if trainer.is_global_zero:
-            save_pretrained(module.model, self.folder, self.dtype, state)
+            save_pretrained(module.model, self.folder, self.dtype, state, made_by(trainer))
