@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset
 
 from next_scale import ranks
@@ -111,6 +112,8 @@ def train(name, folder, strategy="auto", resume=None):
     losses = torch.tensor([step["train/loss"] for step in record.values])
     losses = losses.view(-1, accumulate).mean(1).tolist()  # of a step
     found = {"losses": losses, "val": values, "chance": torch.rand(4).tolist()}
+    own = [p.to_local() if isinstance(p, DTensor) else p for p in module.parameters() if p.requires_grad]
+    found["share"] = sum(map(torch.numel, own)) / sum(p.numel() for p in module.parameters() if p.requires_grad)
     if name == "tokenizer":
         found["revived"] = sum(int((usage == 0.5).sum()) for usage in record.usage)
         found["perplexity"] = [step.get("train/perplexity") for step in record.values]
