@@ -98,7 +98,7 @@ def training_provenance(trainer: Trainer, recipe: dict[str, Any] | None = None) 
     Args:
         recipe: as :func:`recipe_of` gives it.
     """
-    seed = os.environ.get("PL_GLOBAL_SEED")
+    seed = (recipe or {}).get("seed_everything", os.environ.get("PL_GLOBAL_SEED"))
     tell = getattr(trainer.datamodule, KEY, None)
     return {
         **origin(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,8 @@ def fit(
         def after_instantiate_classes(self) -> None:
             if not self.model.automatic_optimization and self.trainer.gradient_clip_val is not None:
                 raise UserError("adversarial training clips by model.clip: leave out trainer.gradient_clip_val")
+            # with it Lightning would start the random numbers of several processes anew, but not those of one
+            os.environ.pop("PL_GLOBAL_SEED", None)
             recipe = json.loads(self._parser("fit").dump(self.config["fit"], format="json"))
             self.trainer.callbacks.append(Provenance(recipe_of(recipe)))
 

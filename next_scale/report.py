@@ -53,14 +53,17 @@ def write_report(
     """Write the figures as JSON and the page as Markdown.
 
     Args:
-        command: that makes the report again; with `measured_on`, the data, and what runs here it goes into the JSON.
+        command: that makes the report again, first in the JSON.
+        measured_on: the data; its checksum, versions and git revision are last.
     """
-    made = {**provenance.origin(), "command": command}
+    made = provenance.origin()
     if measured_on is not None:
         known = Path(measured_on).exists()
         checksum = provenance.listing_hash(measured_on) if known else None
         made["data"] = {"name": Path(measured_on).name, "sha256": checksum}
-    json_path.write_text(json.dumps(data | {provenance.KEY: made}, indent=1) + "\n", encoding="utf-8")
+    json_path.write_text(
+        json.dumps({"command": command, **data, provenance.KEY: made}, indent=1) + "\n", encoding="utf-8"
+    )
     markdown_path.write_text(text, encoding="utf-8")
 
 

@@ -150,8 +150,9 @@ class TokenDataModule(L.LightningDataModule):
             self._folder.mkdir(parents=True, exist_ok=True)
             with alone(self._folder / ".lock"):  # of nodes that share the folder one makes the tokens
                 if not self._made(split, count):
-                    batches = self._batches(dataset, split, passes)
-                    write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
+                    with torch.random.fork_rng(devices=[]):  # one process draws for the order and crops, others do not
+                        batches = self._batches(dataset, split, passes)
+                        write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
 
     def _made(self, split: str, count: int) -> bool:
         """Whether the split lies there already. Folders of data may share a name: the number of samples tells more."""

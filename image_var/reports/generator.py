@@ -246,9 +246,8 @@ def _examples(
 def write_generator_report(result: GeneratorResult, command: str, outputs: Outputs, out: Path, data: str) -> None:
     """Write report.json, report.md, confusion.png, usage.png and images.png into `out`; measured on `data`."""
     text = _page(result, command)
-    figures = {"command": command, **result.to_data()}
     json_path, page_path = outputs.file(out / "report.json"), outputs.file(out / "report.md")
-    write_report(figures, text, json_path, page_path, command, data)
+    write_report(result.to_data(), text, json_path, page_path, command, data)
     _draw_confusion(result, outputs.file(out / "confusion.png"))
     _draw_usage(result, outputs.file(out / "usage.png"))
     if result.examples:

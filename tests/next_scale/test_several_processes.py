@@ -33,6 +33,7 @@ def together(alone, tmp_path_factory):
     (folder / "one").symlink_to(alone[1] / "next_scale")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PL_GLOBAL_SEED", None)  # another test's: Lightning would draw from it anew
     done = subprocess.run(
         [*command, str(ROOT / "tests/next_scale/several_processes.py"), str(folder)],
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=500,
