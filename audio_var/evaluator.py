@@ -19,7 +19,7 @@ from audio_var.losses import MEL_FLOOR, MelSpectrum
 from audio_var.pitch import refine_pitch
 from next_scale.errors import UserError
 from next_scale.judge import load_judge, save_judge
-from next_scale.training import ScheduledModule
+from next_scale.training import ScheduledModule, made_by
 
 SHIPPED = Path(__file__).parent / "models" / "evaluator"
 FORMAT = "note-evaluator"
@@ -167,9 +167,9 @@ class Evaluator(nn.Module):
         return (judgement.pitch == pitch) & (away.abs() <= cents)
 
 
-def save_evaluator(model: Evaluator, folder: str | os.PathLike) -> None:
+def save_evaluator(model: Evaluator, folder: str | os.PathLike, provenance: dict | None = None) -> None:
     """Writes ``model.safetensors`` (float16) and ``config.json``. Raises UserError where that fails."""
-    save_judge(model, folder, FORMAT)
+    save_judge(model, folder, FORMAT, provenance)
 
 
 def load_evaluator(folder: str | os.PathLike = SHIPPED) -> Evaluator:
@@ -257,4 +257,4 @@ class EvaluatorModule(ScheduledModule):
 
     def on_fit_end(self) -> None:
         if self.folder is not None and self.trainer.is_global_zero:
-            save_evaluator(self.evaluator, self.folder)
+            save_evaluator(self.evaluator, self.folder, made_by(self.trainer))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from audio_var.codecs.base import Codec
 from audio_var.phase import nearest_peak, peak_frequency
+from next_scale import ranks
 from next_scale.errors import UserError
 
 
@@ -63,8 +64,7 @@ class SpectrumLoss(nn.Module):
             "frequency": self._frequency_error(output, correction, target, real),
         }
 
-    @staticmethod
-    def _frequency_error(output: Tensor, correction: Tensor, target: Tensor, real: Tensor) -> Tensor:
+    def _frequency_error(self, output: Tensor, correction: Tensor, target: Tensor, real: Tensor) -> Tensor:
         """Mean error at the clip's peaks, in bins, larger for low ones: pitch is a ratio of frequencies."""
         nearest = nearest_peak(target)
         bins = torch.arange(target.shape[1], device=target.device)[None, :, None].expand_as(target)
@@ -73,7 +73,9 @@ class SpectrumLoss(nn.Module):
         made = nearest_peak(output.detach())
         made = torch.where((made - bins).abs() <= 2, made, bins)
         error = peak_frequency(output, made) + correction.gather(1, made) - peak_frequency(target, nearest)
-        return (weight * error.abs()).sum() / weight.sum().clamp_min(1e-6)
+        whole = weight.sum().clamp_min(1e-6)
+        # processes average their losses: each divides by the mean weight, so that equal weights count the same
+        return (weight * error.abs()).sum() / (ranks.mean(whole) if self.training else whole)
 
 
 class AudioObjective(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from next_scale.cli import progress
 from next_scale.errors import UserError
 from next_scale.judge import load_judge, save_judge
-from next_scale.training import ScheduledModule
+from next_scale.training import ScheduledModule, made_by
 
 SHIPPED = Path(__file__).parent / "models" / "evaluator"
 FORMAT = "image-evaluator"
@@ -120,9 +120,9 @@ class Evaluator(nn.Module):
             raise UserError(f"the evaluator sees images of {own}, these have {theirs} (channels x height x width)")
 
 
-def save_evaluator(model: Evaluator, folder: str | os.PathLike) -> None:
+def save_evaluator(model: Evaluator, folder: str | os.PathLike, provenance: dict | None = None) -> None:
     """Writes ``model.safetensors`` (float16) and ``config.json``. Raises UserError where that fails."""
-    save_judge(model, folder, FORMAT)
+    save_judge(model, folder, FORMAT, provenance)
 
 
 def load_evaluator(folder: str | os.PathLike = SHIPPED) -> Evaluator:
@@ -200,4 +200,4 @@ class EvaluatorModule(ScheduledModule):
 
     def on_fit_end(self) -> None:
         if self.folder is not None and self.trainer.is_global_zero:
-            save_evaluator(self.evaluator, self.folder)
+            save_evaluator(self.evaluator, self.folder, made_by(self.trainer))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from next_scale.hub import hub_file
 from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import predictor_class
+from next_scale.provenance import KEY
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.tokenizer import Tokenizer
@@ -50,18 +51,28 @@ def _config_of(model: nn.Module) -> dict:
     return config
 
 
-def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+def save_pretrained(
+    model: Tokenizer | Generator,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    state: Mapping[str, Tensor] | None = None,
+    provenance: dict | None = None,
+) -> Path:
     """Write ``model.safetensors`` (which carries the configuration too) and ``config.json`` into `folder`.
 
     Args:
         dtype: store floating-point weights so, ``torch.float16`` for half the size; they load as float32.
+        state: the model's tensors where it does not have them whole itself, see :mod:`next_scale.sharding`.
+        provenance: JSON values kept with the configuration, see :mod:`next_scale.provenance`.
 
     Raises:
         UserError: the folder cannot be written; what was there before stays whole.
     """
     folder = Path(folder)
-    config = json.dumps(_config_of(model), indent=1)
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
+    config = _config_of(model) | ({} if provenance is None else {KEY: provenance})
+    config = json.dumps(config, indent=1)
+    state = model.state_dict() if state is None else state
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in state.items()}
     if dtype is not None:
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
     try:
@@ -104,6 +115,17 @@ def autoencoder_name(source: str | Path) -> str:
         return str(config["autoencoder"]["name"])
     except (KeyError, TypeError) as error:
         raise _unbuildable(path, error) from error
+
+
+def provenance_of(source: str | Path) -> dict | None:
+    """Where a checkpoint comes from, see :mod:`next_scale.provenance`; None where it does not tell.
+
+    Raises:
+        UserError: nothing there, not a checkpoint of ours, or truncated.
+    """
+    config, _ = _read(_locate(source), tensors=False)
+    found = config.get(KEY)
+    return found if isinstance(found, dict) else None
 
 
 def _locate(source: str | Path) -> Path:

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from next_scale import ranks
 from next_scale.kernels.nearest_code import nearest_code
 
 
@@ -29,10 +30,19 @@ def kmeans(vectors: Tensor, codes: int, iterations: int, cosine: bool = False) -
     return centroids
 
 
-def _jittered(vectors: Tensor, count: int) -> Tensor:
-    """`count` random rows of `vectors` with noise of 1% of their spread, so that copies drift apart."""
-    picked = vectors[torch.randint(vectors.shape[0], (count,), device=vectors.device)]
-    return picked + torch.randn_like(picked) * (0.01 * vectors.std(0, unbiased=False) + 1e-6)
+def _jittered(vectors: Tensor, count: int, group: int | None = None) -> Tensor:
+    """`count` random rows of `vectors` with noise of 1% of their spread, so that copies drift apart.
+
+    With a `group`, see :func:`next_scale.ranks.pick_rows`, they are rows of all processes' vectors.
+    """
+    if group is None or ranks.count() == 1:
+        picked = vectors[torch.randint(vectors.shape[0], (count,), device=vectors.device)]
+        spread = vectors.std(0, unbiased=False)
+    else:
+        rows = torch.randint(vectors.shape[0] * ranks.count(), (count,), device=vectors.device)
+        picked = ranks.pick_rows(vectors, rows, group)
+        spread = ranks.mean((vectors - ranks.mean(vectors.mean(0))).square().mean(0)).sqrt()
+    return picked + torch.randn_like(picked) * (0.01 * spread + 1e-6)
 
 
 class Codebook(nn.Module):
@@ -83,19 +93,24 @@ class Codebook(nn.Module):
     def start(self, vectors: Tensor, iterations: int) -> None:
         """Place the codes by k-means over `vectors` (N, C)."""
         self.weight.copy_(kmeans(vectors, self.weight.shape[0], iterations, self.cosine))
-        if dist.is_available() and dist.is_initialized():
+        if ranks.count() > 1:
             dist.broadcast(self.weight, 0)
         self.usage.fill_(1)
 
     @torch.no_grad()
-    def learn(self, vectors: Tensor, tokens: Tensor) -> None:
-        """Update usage, moving averages and unused codes from one batch: vectors (N, C), tokens (N,)."""
+    def learn(self, vectors: Tensor, tokens: Tensor, group: int = 1) -> None:
+        """Update usage, moving averages and unused codes from one batch: vectors (N, C), tokens (N,).
+
+        Of several processes, each with its part of the batch, all call this and learn the same.
+
+        Args:
+            group: vectors a sample, which stand together.
+        """
         codes = self.weight.shape[0]
         counts = torch.bincount(tokens, minlength=codes).to(vectors.dtype)
         sums = torch.zeros_like(self.weight).index_add_(0, tokens, vectors)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(counts)
-            dist.all_reduce(sums)
+        counts, sums = ranks.total(torch.cat([counts[:, None], sums], 1)).split([1, sums.shape[1]], 1)
+        counts = counts[:, 0]
         average = counts.sum() / codes
         decay = max(self.decay, 1 - float(average) / self.horizon)
         total = decay * self.usage[:, None] * self.weight + (1 - decay) * sums / average
@@ -104,18 +119,14 @@ class Codebook(nn.Module):
             used = self.usage > 1e-3
             self.weight[used] = total[used] / self.usage[used, None]
         if self.revive > 0:
-            self._revive(vectors)
+            self._revive(vectors, group)
 
-    def _revive(self, vectors: Tensor) -> None:
+    def _revive(self, vectors: Tensor, group: int) -> None:
         dead = (self.usage < self.revive).nonzero().squeeze(1)
         if dead.numel() == 0:
             return
         # a few at a time: the vectors of one batch are alike, and codes should not pile up on them
-        most = max(1, vectors.shape[0] // 8)
+        most = max(1, vectors.shape[0] * ranks.count() // 8)
         dead = dead[torch.randperm(dead.numel(), device=dead.device)[:most]]
-        fresh = _jittered(vectors, dead.numel())
-        if dist.is_available() and dist.is_initialized():
-            dist.broadcast(dead, 0)
-            dist.broadcast(fresh, 0)
-        self.weight[dead] = fresh
+        self.weight[dead] = _jittered(vectors, dead.numel(), group)
         self.usage[dead] = 0.5

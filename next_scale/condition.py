@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from next_scale import ranks
 from next_scale.errors import UserError
 
 NOT_GIVEN = -1  # index of a field that is left out
@@ -189,15 +190,20 @@ class Conditioner(nn.Module):
             raise ValueError(f"condition has fields {sorted(unknown)} that the spec lacks: {known}")
         device = self.zero.device
         out = self.zero.expand(batch, self.width)
+
+        def chance(batch: int) -> Tensor:
+            """A number of each sample's own, the same however many processes share the work: (B,)."""
+            return ranks.own_rows(lambda rows: torch.rand(rows, device=device), batch)
+
         kept = torch.ones(batch, dtype=torch.bool, device=device)
         if self.training and self.dropout > 0:
-            kept = torch.rand(batch, device=device) >= self.dropout
+            kept = chance(batch) >= self.dropout
 
         def here(value: Tensor) -> Tensor:
             """Which samples keep a field: (B,) bool."""
             given = _given(value) & kept
             if self.training and self.field_dropout > 0:
-                given &= torch.rand(batch, device=device) >= self.field_dropout
+                given &= chance(batch) >= self.field_dropout
             return given
 
         for (name, values), table in zip(self.spec.items(), self.tables, strict=True):

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
-from next_scale.exact import TrainingLoader
+from next_scale.exact import HeldOutLoader, TrainingLoader
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class SampleDataModule(lightning.LightningDataModule):
     A subclass says how a split is opened (`_open`) and what the data is called (`name`).
 
     Args:
-        batch_size: B. num_workers: loader processes; 0 reads in the training process.
+        batch_size: B, of each process. num_workers: loader processes; 0 reads in the training process.
         seed: of the order of the batches, and of what is random in the samples.
     """
 
@@ -44,6 +44,7 @@ class SampleDataModule(lightning.LightningDataModule):
         super().__init__()
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self._datasets: dict[str, Dataset] = {}
+        self._checksum: str | None = None
 
     @property
     @abstractmethod
@@ -65,6 +66,12 @@ class SampleDataModule(lightning.LightningDataModule):
             self._datasets[split] = self._open(split)
         return self._datasets[split]
 
+    def provenance(self) -> dict[str, str | None]:
+        """Name of the data, and the checksum that its data set gives, where it gives one."""
+        if self._checksum is None:
+            self._checksum = getattr(self.dataset("train"), "manifest_sha256", None)
+        return {"name": self.name, "sha256": self._checksum}
+
     def train_dataloader(self) -> DataLoader:
         return TrainingLoader(self.dataset("train"), self.batch_size, self.seed, **self._reading())
 
@@ -76,16 +83,12 @@ class SampleDataModule(lightning.LightningDataModule):
 
     def _held_out(self, split: str) -> DataLoader | list:
         try:
-            return self._loader(self.dataset(split))
+            return HeldOutLoader(self.dataset(split), self.batch_size, **self._reading())
         except UserError as error:
             # A small folder may leave a held-out split empty: that is no reason not to train on it.
             self.dataset("train")
             logger.warning("no %s data: %s", split, error)
             return []
-
-    def _loader(self, dataset: Dataset) -> DataLoader:
-        # a generator of its own: from the global one it would draw as often as its workers are started
-        return DataLoader(dataset, self.batch_size, generator=torch.Generator(), **self._reading())
 
     def _reading(self) -> dict:
         """Options of loaders."""

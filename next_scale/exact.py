@@ -3,6 +3,9 @@
 Batches of an epoch are a function of seed and epoch, and what is random in a sample one of seed, epoch and sample, so
 that neither an interruption nor the number of worker processes changes them. (torchdata's StatefulDataLoader 0.11 goes
 on with another order in the next epoch, and with other random numbers in its workers.)
+
+Nor do several processes change them, see :mod:`next_scale.ranks`: together their batches are those of one process, with
+a batch as large as all of theirs.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
+from next_scale import ranks
+
 
 class _Order(DistributedSampler):
     """The samples of this process in the epoch's order, as (epoch, indices int64), from the first batch that is due.
@@ -23,8 +28,8 @@ class _Order(DistributedSampler):
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
         self.batches_at_once = max(1, getattr(dataset, "together", 1) // batch_size)
-        several = torch.distributed.is_available() and torch.distributed.is_initialized()
-        super().__init__(dataset, *((None, None) if several else (1, 0)), shuffle=True, seed=seed)
+        enough = len(dataset) >= batch_size * ranks.count()  # for one whole batch: what is left over waits an epoch
+        super().__init__(dataset, ranks.count(), ranks.rank(), shuffle=True, seed=seed, drop_last=enough)
         self.batch_size = min(batch_size, self.num_samples)  # equal batches, but never none
         self.start = 0
 
@@ -73,6 +78,47 @@ def drawn(dataset: Dataset, index: int, seeds: tuple[int, ...]) -> object:
         return dataset[index]
 
 
+class _Rest(DistributedSampler):
+    """Indices of this process's samples in their order, none of them twice in all processes together.
+
+    Processes whose samples do not suffice for as many batches as others have get one more sample, which does not count.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int) -> None:
+        super().__init__(dataset, ranks.count(), ranks.rank(), shuffle=False)
+        self.indices = list(range(self.rank, len(dataset), self.num_replicas))
+        most = -(-len(dataset) // self.num_replicas)  # samples of the first process
+        self.short = -(-len(self.indices) // batch_size) < -(-most // batch_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices + [0] * self.short)
+
+    def __len__(self) -> int:
+        return len(self.indices) + self.short
+
+
+class HeldOutLoader(DataLoader):
+    """Batches of a split that is looked at in order, by several processes each sample once.
+
+    A batch is a dictionary; one that is there only because other processes have one more has the entry ``"counts": 0``.
+
+    Args:
+        dataset: of fixed length.
+        batch_size: B.
+        options: of :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, **options) -> None:
+        # a generator of its own: from the global one it would draw as often as its workers are started
+        own = torch.Generator()
+        super().__init__(dataset, batch_size, sampler=_Rest(dataset, batch_size), generator=own, **options)
+
+    def __iter__(self) -> Iterator[dict]:
+        last = len(self) - 1
+        for i, batch in enumerate(super().__iter__()):
+            yield batch | {"counts": 0} if self.sampler.short and i == last else batch
+
+
 class TrainingLoader(DataLoader):
     """Batches of a training split, which a checkpoint of Lightning's can go on with in the middle of an epoch.
 
@@ -81,7 +127,7 @@ class TrainingLoader(DataLoader):
             ``batch(indices)``, many samples at once of which nothing is random, and ``together``, how many it likes to
             give; ``order(generator)``, an order of its own, and ``reach(place)``, which is told how far that has come.
             :class:`next_scale.shards.reader.TokenSet` does.
-        batch_size: B; all batches are of this size, but where the split is smaller.
+        batch_size: B, of this process; all batches are of this size, but where the split is smaller.
         seed: of the order and of what is random in the samples.
         options: of :class:`torch.utils.data.DataLoader`.
 
@@ -142,7 +188,7 @@ class RandomState(L.Callback):
     def state_dict(self) -> dict[str, Tensor | list[Tensor]]:
         return {
             "cpu": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],  # of this process's device
         }
 
     def load_state_dict(self, state_dict: dict) -> None:
@@ -153,6 +199,6 @@ class RandomState(L.Callback):
         if self._resumed is None:
             return
         torch.set_rng_state(self._resumed["cpu"].cpu())
-        if torch.cuda.is_available() and len(self._resumed["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([state.cpu() for state in self._resumed["cuda"]])
+        if torch.cuda.is_available() and self._resumed["cuda"]:
+            torch.cuda.set_rng_state(self._resumed["cuda"][0].cpu())
         self._resumed = None

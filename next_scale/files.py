@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import sys
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from next_scale.errors import UserError
@@ -71,3 +74,11 @@ def user_cache(name: str) -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "next-scale" / name
+
+
+@contextmanager
+def alone(path: str | os.PathLike) -> Iterator[None]:
+    """No other process is in a block of the same path meanwhile: a file of that name, empty, is locked and stays."""
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -15,21 +15,23 @@ from torch import nn
 
 from next_scale.checkpoint import CONFIG, WEIGHTS
 from next_scale.errors import UserError, first_line
+from next_scale.provenance import KEY
 
 Judge = TypeVar("Judge", bound=nn.Module)
 
 
-def save_judge(model: nn.Module, folder: str | os.PathLike, form: str) -> None:
+def save_judge(model: nn.Module, folder: str | os.PathLike, form: str, provenance: dict | None = None) -> None:
     """Write ``model.safetensors`` (float16) and ``config.json``, which names the format `form`.
 
     Args:
         model: its ``config`` holds the arguments that build it again.
+        provenance: JSON values kept with these, see :mod:`next_scale.provenance`.
 
     Raises:
         UserError: the folder cannot be written; what was there before stays whole.
     """
     folder = Path(folder)
-    config = {"format": form, "version": 1, **model.config}
+    config = {"format": form, "version": 1, **model.config} | ({} if provenance is None else {KEY: provenance})
     state = {name: value.half() if value.is_floating_point() else value for name, value in model.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,6 +58,7 @@ def load_judge(build: Callable[..., Judge], folder: str | os.PathLike, form: str
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if (config.pop("format"), config.pop("version")) != (form, 1):
             raise ValueError("another format")
+        config.pop(KEY, None)
         model = build(**config)
         state = load_file(folder / WEIGHTS)
         model.load_state_dict({name: state[name].to(value.dtype) for name, value in model.state_dict().items()})

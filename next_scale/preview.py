@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from next_scale.sharding import gathered
 from next_scale.training import PredictorModule, TokenizerModule
 
 
@@ -43,7 +44,11 @@ class Preview(L.Callback):
         if isinstance(module, TokenizerModule):
             autoencoder, shown = module.tokenizer.autoencoder, self._reconstructed(module)
         elif isinstance(module, PredictorModule):
-            autoencoder, shown = module.frozen.autoencoder, self._generated(module)
+            with gathered(module.predictor):
+                autoencoder, shown = (
+                    module.frozen.autoencoder,
+                    self._generated(module) if trainer.is_global_zero else {},
+                )
         else:
             return
         for name, samples in shown.items():

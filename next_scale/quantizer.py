@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from next_scale import ranks
 from next_scale.codebook import Codebook
 from next_scale.errors import UserError
 from next_scale.kernels.pyramid_step import pyramid_inputs, pyramid_step, pyramid_tokens
@@ -24,13 +25,18 @@ class QuantizerOutput:
         quantized: (B, C, *grid) sum of the scales used, with straight-through gradients.
         tokens: (B, L) int64, scales from coarse to fine, each in raster order.
         loss: scalar, commitment plus codebook loss.
-        perplexity: (K,) exponential of the entropy of each scale's codes in this batch.
+        share: (K, V) of each scale's tokens in this batch that are each code.
     """
 
     quantized: Tensor
     tokens: Tensor
     loss: Tensor
-    perplexity: Tensor
+    share: Tensor
+
+    @property
+    def perplexity(self) -> Tensor:
+        """Exponential of the entropy of each scale's codes in this batch, (K,)."""
+        return torch.exp(-torch.special.xlogy(self.share, self.share).sum(1))
 
 
 class Phi(nn.Module):
@@ -259,33 +265,33 @@ class MultiScaleQuantizer(nn.Module):
         loss = inside.new_zeros(())
         keep = self._scales_kept(inside.shape[0], inside.device)
         kept = torch.zeros_like(inside)
-        tokens, perplexity = [], []
+        tokens, shares = [], []
         for k, size in enumerate(schedule.sizes):
             residual = downsample(target - total.detach(), size)
             vectors, found = self._codes(residual, k)
             ids = found.view(inside.shape[0], -1)
             total, _ = self._add(total, ids, k, schedule)
             if learn:  # after the look-up: a code that is moved now was not what these vectors chose
-                self.codebook(k).learn(vectors.detach(), found)
+                self.codebook(k).learn(vectors.detach(), found, ids.shape[1])
             loss = loss + self.commitment * F.mse_loss(inside, total.detach()) + F.mse_loss(total, target)
             if keep is None:
                 kept = total
             else:
                 kept = torch.where((keep > k).view(-1, *[1] * (inside.dim() - 1)), total, kept)
             tokens.append(ids)
-            share = torch.bincount(ids.flatten(), minlength=self.codebook_size) / ids.numel()
-            perplexity.append(torch.exp(-torch.special.xlogy(share, share).sum()))
+            shares.append(torch.bincount(ids.flatten(), minlength=self.codebook_size) / ids.numel())
         quantized = inside + (kept - inside).detach()
         return QuantizerOutput(
-            self.project_out(quantized), torch.cat(tokens, 1), loss / self.scales, torch.stack(perplexity)
+            self.project_out(quantized), torch.cat(tokens, 1), loss / self.scales, torch.stack(shares)
         )
 
     def _scales_kept(self, batch: int, device: torch.device) -> Tensor | None:
         """Leading scales that each training sample keeps, (B,), or None where all keep all."""
         if not self.training or self.scale_dropout == 0:
             return None
-        some = torch.randint(1, self.scales + 1, (batch,), device=device)
-        return torch.where(torch.rand(batch, device=device) < self.scale_dropout, some, self.scales)
+        some = ranks.own_rows(lambda rows: torch.randint(1, self.scales + 1, (rows,), device=device), batch)
+        fewer = ranks.own_rows(lambda rows: torch.rand(rows, device=device), batch) < self.scale_dropout
+        return torch.where(fewer, some, self.scales)
 
     @torch.no_grad()
     def start(self, latent: Tensor, iterations: int = 10) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 
 # packages whose classes a recipe may name, beside the program's own: it could otherwise import and call anything
 TRUSTED = ("next_scale", "lightning", "torch.optim", "torch.nn", "torchmetrics")
@@ -60,10 +62,12 @@ def fit(
     from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
     from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from next_scale.exact import RandomState
+    from next_scale.provenance import recipe_of
     from next_scale.quiet import quiet_lightning
-    from next_scale.training import ExponentialAverage, Export
+    from next_scale.training import ExponentialAverage, Export, Provenance
 
     quiet_lightning()
     trusted = (preview.__module__.partition(".")[0], *TRUSTED)
@@ -77,9 +81,22 @@ def fit(
             super().parse_arguments(parser, args)
             _check_resumable(self.config["fit"].get("ckpt_path"))
 
+        def before_instantiate_classes(self) -> None:
+            _check_precision(self.config["fit"])
+
+        def instantiate_trainer(self, **kwargs):
+            try:
+                return super().instantiate_trainer(**kwargs)
+            except (MisconfigurationException, ValueError) as error:  # devices or a strategy that are not to be had
+                raise UserError(f"the recipe's trainer cannot run here: {first_line(error)}") from error
+
         def after_instantiate_classes(self) -> None:
             if not self.model.automatic_optimization and self.trainer.gradient_clip_val is not None:
                 raise UserError("adversarial training clips by model.clip: leave out trainer.gradient_clip_val")
+            # with it Lightning would start the random numbers of several processes anew, but not those of one
+            os.environ.pop("PL_GLOBAL_SEED", None)
+            recipe = json.loads(self._parser("fit").dump(self.config["fit"], format="json"))
+            self.trainer.callbacks.append(Provenance(recipe_of(recipe)))
 
         def add_arguments_to_parser(self, parser) -> None:
             # the order matters: Export and the previews look at the averaged weights
@@ -132,3 +149,17 @@ def _check_resumable(path: str | None) -> None:
     if not zipfile.is_zipfile(path):
         cause = "is not a whole checkpoint of a training" if Path(path).exists() else "does not exist"
         raise UserError(f"--ckpt_path {path} {cause}; give a .ckpt file such as checkpoints/last.ckpt")
+
+
+def _check_precision(config: Mapping) -> None:
+    """Raise UserError where bf16 is asked for and a CPU would compute it."""
+    import torch
+
+    trainer = config["trainer"]
+    wanted, where = str(trainer.get("precision") or ""), str(trainer.get("accelerator") or "auto")
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if "bf16" in wanted and (where == "cpu" or (where == "auto" and not gpu)):
+        raise UserError(
+            f"trainer.precision is {wanted}, and this would run on a CPU, where bf16 was measured a hundred times "
+            "slower than float32: leave the precision out, or set trainer.accelerator to gpu"
+        )

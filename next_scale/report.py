@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from next_scale import provenance
 from next_scale.cli import progress, sample_seed
 from next_scale.metrics import bits_per_scale, frechet_distance, kernel_distance, manifold_metrics
 from next_scale.model import Generator
@@ -46,9 +47,23 @@ def size_name(size: tuple[int, ...]) -> int | str:
     return size[0] if len(size) == 1 else "x".join(map(str, size))
 
 
-def write_report(data: dict, text: str, json_path: Path, markdown_path: Path) -> None:
-    """Write the figures as JSON and the page as Markdown."""
-    json_path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+def write_report(
+    data: dict, text: str, json_path: Path, markdown_path: Path, command: str, measured_on: str | Path | None = None
+) -> None:
+    """Write the figures as JSON and the page as Markdown.
+
+    Args:
+        command: that makes the report again, first in the JSON.
+        measured_on: the data; its checksum, versions and git revision are last.
+    """
+    made = provenance.origin()
+    if measured_on is not None:
+        known = Path(measured_on).exists()
+        checksum = provenance.listing_hash(measured_on) if known else None
+        made["data"] = {"name": Path(measured_on).name, "sha256": checksum}
+    json_path.write_text(
+        json.dumps({"command": command, **data, provenance.KEY: made}, indent=1) + "\n", encoding="utf-8"
+    )
     markdown_path.write_text(text, encoding="utf-8")
 
 

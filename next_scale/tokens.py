@@ -15,7 +15,8 @@ from next_scale.checkpoint import from_pretrained
 from next_scale.cli import progress
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
-from next_scale.exact import TrainingLoader
+from next_scale.exact import HeldOutLoader, TrainingLoader
+from next_scale.files import alone
 from next_scale.model import fingerprint, tokenizer_of
 from next_scale.shards.index import INDEX, ShardIndex
 from next_scale.shards.place import open_place
@@ -32,7 +33,7 @@ class TokenData(L.LightningDataModule):
     A subclass says where the tokens of a split are (`tokens`) and what their conditions may be.
 
     Args:
-        batch_size: pyramids a batch, B.
+        batch_size: pyramids a batch of each process, B.
         seed: of the order of the batches.
         num_workers: loader processes; 0 reads in the training process, which is fast enough for most.
 
@@ -65,7 +66,7 @@ class TokenData(L.LightningDataModule):
         tokens = self.tokens(split)
         if tokens is None:
             return []
-        return DataLoader(tokens, self.batch_size, generator=torch.Generator(), **self._reading())
+        return HeldOutLoader(tokens, self.batch_size, **self._reading())
 
     def _reading(self) -> dict:
         workers = self.num_workers
@@ -86,7 +87,7 @@ class TokenDataModule(TokenData):
         source: a data module with ``condition_spec`` and ``dataset(split)`` for ``train``, ``validation`` and ``test``.
         tokenizer: checkpoint of the tokenizer.
         folder: where token sets are kept; each tokenizer's in a folder named by its fingerprint.
-        batch_size: pyramids a batch.
+        batch_size: pyramids a batch, of each process.
         passes: times the training split is tokenized; more than one where samples are random crops.
         seed: of the order of the batches.
         latents: keep and give also the latents before quantization, which the family "flow" learns.
@@ -107,6 +108,7 @@ class TokenDataModule(TokenData):
         self.source, self.checkpoint, self.root = source, tokenizer, Path(folder)
         self.passes = passes
         self._folder: Path | None = None
+        self._mark: str | None = None
 
     @property
     def condition_spec(self) -> ConditionSpec:
@@ -119,7 +121,8 @@ class TokenDataModule(TokenData):
 
     def _prepare(self) -> None:
         tokenizer = tokenizer_of(from_pretrained(self.checkpoint))
-        name = f"{self.source.name}-{fingerprint(tokenizer)}" + (f"-x{self.passes}" if self.passes > 1 else "")
+        self._mark = fingerprint(tokenizer)
+        name = f"{self.source.name}-{self._mark}" + (f"-x{self.passes}" if self.passes > 1 else "")
         self._folder = self.root / name
         for split in SPLITS:
             try:
@@ -133,8 +136,12 @@ class TokenDataModule(TokenData):
                 dataset, self.condition_spec, tokenizer, split, name=self.source.name,
                 passes=self.passes if split == "train" else 1, latents=self.latents,
             )  # fmt: skip
-            if not self._made(plan):
-                self._make(dataset, tokenizer, plan)
+            if self._made(plan):
+                continue
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with alone(self._folder / ".lock"):  # of nodes that share the folder one makes the tokens
+                if not self._made(plan):
+                    self._make(dataset, tokenizer, plan)
 
     def _made(self, plan: ShardIndex) -> bool:
         """Whether the split lies there already. Latents may lie there too; folders of other data may share a name."""
@@ -162,6 +169,11 @@ class TokenDataModule(TokenData):
     def setup(self, stage: str) -> None:
         if self._folder is None:
             self.prepare_data()
+
+    def provenance(self) -> dict:
+        """The tokenizer's fingerprint, passes, and what the source of the samples tells of itself."""
+        tell = getattr(self.source, "provenance", None)
+        return {"tokenizer": self._mark, "passes": self.passes, "source": None if tell is None else tell()}
 
     def split_folder(self, split: str) -> Path:
         """Where the tokens of a split are, once they have been made."""

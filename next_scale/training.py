@@ -6,26 +6,31 @@ import math
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from next_scale import ranks
 from next_scale.checkpoint import from_pretrained, save_pretrained
 from next_scale.errors import UserError, first_line
 from next_scale.exact import TrainingLoader
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import AnyLength, predictor_class
+from next_scale.predictors.interface import LossOutput
+from next_scale.provenance import KEY, training_provenance
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import StrideSchedule, parse_schedule
+from next_scale.sharding import ShardedAveraging, shard, whole_state
 from next_scale.tokenizer import Tokenizer
+from next_scale.transformer import Block
 
 # what a recipe may set: typed, so that values on the command line are read as numbers
 Options = dict[str, bool | int | float | str | None]
 
 
-class ExponentialAverage(WeightAveraging):
+class ExponentialAverage(ShardedAveraging):
     """Exponential moving average of the weights: validation, checkpoints and the exported model use it.
 
     Args:
@@ -75,6 +80,26 @@ class ScheduledModule(L.LightningModule):
         super().__init__()
         self.lr, self.betas, self.weight_decay = lr, betas, weight_decay
         self.warmup, self.final_lr = warmup, final_lr
+
+    def configure_model(self) -> None:
+        """Raises UserError where weights should be sharded, which predictors alone know how to do."""
+        if self.device_mesh is not None or isinstance(self.trainer.strategy, FSDPStrategy):
+            raise UserError(
+                "only predictors train with sharded weights: use the strategy ddp_find_unused_parameters_true"
+            )
+
+    def log_means(self, values: dict[str, Tensor], batch_size: int) -> None:
+        """Log what training tells of a batch, of all processes' batches together; ``train/loss`` also while it runs."""
+        values, whole = ranks.mean_of(values, batch_size)
+        self.log_dict(values, batch_size=whole)
+        self.log("loss", values["train/loss"], prog_bar=True, logger=False)
+
+    def log_held_out(self, values: dict[str, Tensor], batch: dict, batch_size: int) -> None:
+        """Log what validation tells of a batch; with several processes each sample counts once."""
+        values, whole = ranks.mean_of(values, batch.get("counts", batch_size))
+        loss = {"val/loss": values.pop("val/loss")}
+        self.log_dict(loss, prog_bar=True, batch_size=whole, sync_dist=True)  # equal in all processes already
+        self.log_dict(values, batch_size=whole, sync_dist=True)
 
     def optimizer_for(self, parameters: list[nn.Parameter], after: int = 0) -> dict:
         """AdamW and its schedule over the trainer's whole length, or what is left of it `after` so many steps."""
@@ -185,7 +210,7 @@ class TokenizerModule(ScheduledModule):
 
     @torch.no_grad()
     def start_quantizer(self, samples: int) -> None:
-        """Place all codebooks by k-means over latents of this many training samples."""
+        """Place all codebooks by k-means over latents of this many training samples; all processes do the same."""
         latents, seen = [], 0
         self.tokenizer.eval()
         own = self.trainer.train_dataloader
@@ -194,12 +219,13 @@ class TokenizerModule(ScheduledModule):
         dataset, size = (own.samples, own.size) if ours else (own.dataset, own.batch_size or 1)
         loader = DataLoader(dataset, size, shuffle=True, collate_fn=None if ours else own.collate_fn)
         while seen < samples:
-            for batch in loader:
+            for i, batch in enumerate(loader, 1):
                 latents.append(self.tokenizer.autoencoder.encode(batch["sample"].to(self.device)))
                 seen += latents[-1].shape[0]
-                if seen >= samples:
+                if seen >= samples and i % ranks.count() == 0:  # whole batches of all processes
                     break
         self.tokenizer.quantizer.start(torch.cat(latents))
+        ranks.draw_together()
         self.tokenizer.train()
 
     def on_train_batch_start(self, batch, batch_idx: int) -> None:
@@ -242,6 +268,7 @@ class TokenizerModule(ScheduledModule):
             if self.step >= self.quantize_after:
                 out = self.tokenizer.quantizer(latent, learn=not self.settled)
                 latent, extra = out.quantized, out.loss
+                out.share = ranks.mean(out.share)
                 logs |= {"quantizer": out.loss.detach(), "perplexity": out.perplexity.mean()}
         if self.automatic_optimization:
             loss, terms = self.objective(self.tokenizer.autoencoder, x, latent)
@@ -249,8 +276,7 @@ class TokenizerModule(ScheduledModule):
         else:
             loss, terms = self._adversarial_step(x, latent, extra)
         logs |= terms | {"loss": loss.detach()}
-        self.log_dict({f"train/{name}": value for name, value in logs.items()}, prog_bar=False)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        self.log_means({f"train/{name}": value for name, value in logs.items()}, x.shape[0])
         return loss if self.automatic_optimization else None
 
     def _adversarial_step(self, x: Tensor, latent: Tensor, extra: Tensor) -> tuple[Tensor, dict]:
@@ -286,12 +312,11 @@ class TokenizerModule(ScheduledModule):
         logs = {}
         if self.step >= self.quantize_after:
             out = self.tokenizer.quantizer(latent)
-            latent = out.quantized
+            latent, out.share = out.quantized, ranks.mean(out.share)
             logs |= {f"perplexity/{k}": value for k, value in enumerate(out.perplexity)}
         loss, terms = self.objective(self.tokenizer.autoencoder, x, latent)
         logs |= {f"val/{name}": value for name, value in terms.items()}
-        self.log_dict(logs, batch_size=x.shape[0])
-        self.log("val/loss", loss, prog_bar=True, batch_size=x.shape[0])
+        self.log_held_out(logs | {"val/loss": loss}, batch, x.shape[0])
 
 
 class PredictorModule(ScheduledModule):
@@ -304,6 +329,8 @@ class PredictorModule(ScheduledModule):
             of strides "next_scale" means :class:`next_scale.predictors.any_length.AnyLength`.
         predictor: further arguments of that class.
         sampling: options to store with the model as its defaults, see :class:`next_scale.sampling.SamplingOptions`.
+        checkpointing: keep only what enters each block for the backward pass, which computes the rest again.
+        compile: compile the blocks with ``torch.compile``.
         lr, betas, weight_decay, warmup, final_lr: see :class:`ScheduledModule`.
     """
 
@@ -314,6 +341,8 @@ class PredictorModule(ScheduledModule):
         predictor: Options | None = None,
         sampling: Options | None = None,
         family: str = "next_scale",
+        checkpointing: bool = False,
+        compile: bool = False,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.05,
@@ -332,6 +361,25 @@ class PredictorModule(ScheduledModule):
             raise UserError(f"the predictor '{family}' cannot be built: {first_line(error)}") from error
         self.predictor.start_from(quantizer)
         self.sampling = SamplingOptions(**(sampling or {}))
+        self.compile_blocks, self._arranged = compile, False
+        for block in self._blocks():
+            block.checkpointing = checkpointing
+
+    def _blocks(self) -> list[Block]:
+        return [module for module in self.predictor.modules() if isinstance(module, Block)]
+
+    def configure_model(self) -> None:
+        """Compile the blocks and shard the weights, where asked for. Raises UserError for FSDP's first version."""
+        if isinstance(self.trainer.strategy, FSDPStrategy):
+            raise UserError("for sharded weights set trainer.strategy.class_path to next_scale.sharding.FullySharded")
+        if self._arranged:
+            return
+        self._arranged = True
+        if self.compile_blocks:
+            for block in self._blocks():
+                block.compile()
+        if self.device_mesh is not None:
+            shard(self.predictor, self.device_mesh["data_parallel"])
 
     @property
     def model(self) -> Generator:
@@ -351,22 +399,38 @@ class PredictorModule(ScheduledModule):
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
         out = self._loss(batch)
-        self.log("loss", out.loss.detach(), prog_bar=True, logger=False)
-        self._log("train", out, batch)
+        self.log_means(self._named("train", out), len(batch["tokens"]))
         return out.loss
 
     def validation_step(self, batch: dict, batch_idx: int) -> None:
-        out = self._loss(batch)
-        self._log("val", out, batch)
-        self.log("val/loss", out.loss, prog_bar=True, batch_size=len(batch["tokens"]))
+        self.log_held_out(self._named("val", self._loss(batch)), batch, len(batch["tokens"]))
 
-    def _log(self, stage: str, out, batch: dict) -> None:
-        """Mean loss and accuracy, and both of every scale."""
+    @staticmethod
+    def _named(stage: str, out: LossOutput) -> dict[str, Tensor]:
+        """Mean loss, and loss and accuracy of every scale."""
         values = {f"{stage}/loss_scale_{k}": value for k, value in enumerate(out.per_scale)}
         values |= {f"{stage}/accuracy_scale_{k}": value for k, value in enumerate(out.accuracy)}
-        if stage == "train":
-            values["train/loss"] = out.loss.detach()
-        self.log_dict(values, batch_size=len(batch["tokens"]))
+        return values | {f"{stage}/loss": out.loss.detach()}
+
+
+class Provenance(L.Callback):
+    """Puts where a training comes from into its checkpoints; :class:`Export` does so into what it writes.
+
+    Args:
+        recipe: see :func:`next_scale.provenance.training_provenance`.
+    """
+
+    def __init__(self, recipe: dict | None = None):
+        self.recipe = recipe
+
+    def on_save_checkpoint(self, trainer: L.Trainer, module: L.LightningModule, checkpoint: dict) -> None:
+        checkpoint[KEY] = training_provenance(trainer, self.recipe)
+
+
+def made_by(trainer: L.Trainer) -> dict:
+    """Where what a trainer trains comes from, see :func:`next_scale.provenance.training_provenance`."""
+    recipe = next((part.recipe for part in trainer.callbacks if isinstance(part, Provenance)), None)
+    return training_provenance(trainer, recipe)
 
 
 class Export(L.Callback):
@@ -394,5 +458,8 @@ class Export(L.Callback):
         self._save(trainer, module)
 
     def _save(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if trainer.is_global_zero and self.folder is not None:
-            save_pretrained(module.model, self.folder, self.dtype)
+        if self.folder is None:
+            return
+        state = whole_state(module.model)
+        if trainer.is_global_zero:
+            save_pretrained(module.model, self.folder, self.dtype, state, made_by(trainer))

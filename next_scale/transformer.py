@@ -8,7 +8,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from next_scale import ranks
 from next_scale.attention import Attention, KVCache, PrefixAttention
 from next_scale.packed import Int8Linear, pack_linear
 
@@ -42,8 +44,13 @@ class Block(nn.Module):
         mlp_ratio: hidden width of the MLP over `width`.
         drop_path: probability that a sample skips a branch in training (stochastic depth, arXiv 1603.09382).
 
+    Attributes:
+        checkpointing: in training keep only what comes in, and compute the rest again for the backward pass.
+
     Shape notation: B batch, L tokens, D width.
     """
+
+    checkpointing = False
 
     def __init__(
         self, width: int, heads: int, mlp_ratio: float = 4.0, qk_norm: bool = False,
@@ -63,6 +70,14 @@ class Block(nn.Module):
         cache: KVCache | None = None, layer: int = 0,
     ) -> Tensor:  # fmt: skip
         """(B, L, D) -> (B, L, D); `modulations` are six tensors (B, 1, D), the scales with 1 added."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, modulations, prefix, cache, layer, use_reentrant=False)
+        return self._forward(x, modulations, prefix, cache, layer)
+
+    def _forward(
+        self, x: Tensor, modulations: tuple[Tensor, ...], prefix: PrefixAttention | None, cache: KVCache | None,
+        layer: int,
+    ) -> Tensor:  # fmt: skip
         gamma1, gamma2, scale1, scale2, shift1, shift2 = modulations
         h = self.attention(_norm(x, scale1, shift1), prefix, cache, layer)
         x = torch.addcmul(x, h, self._thin(gamma1))
@@ -83,7 +98,8 @@ class Block(nn.Module):
         if not self.training or self.drop_path == 0:
             return gamma
         keep = 1 - self.drop_path
-        return gamma * (torch.rand(gamma.shape[0], 1, 1, device=gamma.device) < keep) / keep
+        chance = ranks.own_rows(lambda rows: torch.rand(rows, 1, 1, device=gamma.device), gamma.shape[0])
+        return gamma * (chance < keep) / keep
 
 
 def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
@@ -189,7 +205,8 @@ class Transformer(nn.Module):
         Without, query i sees what `prefix` says; everything, if None.
         """
         for layer, (block, six) in enumerate(zip(self.blocks, modulations.blocks, strict=True)):
-            x = block(x, six, prefix, cache, layer)
+            # generation passes by what training put around a block: its compilation, or the gathering of its weights
+            x = (block if cache is None else block.forward)(x, six, prefix, cache, layer)
         if cache is not None:
             cache.advance(x.shape[1])
         return self.head(_norm(x, *modulations.final)).float()

@@ -30,3 +30,37 @@ def test_debug_recipes_state_what_they_must_reach():
         name, percent = PROMISE.search(path.read_text(encoding="utf-8")).groups()
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{path.name}` |"))
         assert f"{percent}%" in row and name == "train/loss"
+
+
+def test_scale_out_recipes_lie_over_others(capsys, monkeypatch):
+    """Each is named with its command; those of one stage go together, and what the recipe below says stays."""
+    from audio_var.cli import main
+
+    folder = ROOT / "recipes" / "scale_out"
+    readme = (folder / "README.md").read_text(encoding="utf-8")
+    paths = {path.stem: path for path in folder.glob("*.yaml")}
+    for path in paths.values():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        assert first.startswith("# audio-var fit ") and f"recipes/scale_out/{path.name}" in first
+        assert f"`{path.name}`" in readme
+    monkeypatch.chdir(ROOT)
+    below = ROOT / "recipes" / "audio_notes" / "next_scale.yaml"
+    over = [f"--config={paths[name]}" for name in ("2b", "accumulate", "gpu", "fsdp")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "next-scale", f"--config={below}", *over, "--print_config"])
+    assert stopped.value.code in (0, None)
+    merged = yaml.safe_load(capsys.readouterr().out)
+    assert merged["trainer"]["strategy"]["class_path"] == "next_scale.sharding.FullySharded"
+    assert merged["trainer"]["precision"] == "bf16-mixed" and merged["trainer"]["accumulate_grad_batches"] == 2
+    assert merged["model"]["checkpointing"] and merged["model"]["compile"]
+    assert merged["model"]["predictor"]["width"] == 1920 and merged["model"]["predictor"]["codebook_head"]
+    assert merged["data"]["tokenizer"] == yaml.safe_load(below.read_text())["data"]["tokenizer"]
+
+
+def test_bf16_is_refused_on_a_cpu(capsys, monkeypatch):
+    from audio_var.cli import main
+
+    monkeypatch.chdir(ROOT)
+    over = ["--config=recipes/scale_out/gpu.yaml", "--trainer.accelerator=cpu"]
+    assert main(["fit", "next-scale", "--config=recipes/audio_notes/next_scale_debug.yaml", *over]) == 2
+    assert "a hundred times slower" in capsys.readouterr().err

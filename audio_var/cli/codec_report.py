@@ -86,7 +86,7 @@ def run_report(args: argparse.Namespace) -> None:
         result = compare_codecs(
             specs, args.data, args.limit, args.seconds, args.rate, args.visqol, args.batch_size, args.device
         )
-        write_codec_report(result, _command(args), outputs, out)
+        write_codec_report(result, _command(args), outputs, out, args.data)
     for s in result.systems:
         speed = "" if s.encode_rtf is None else f", {s.encode_rtf:.3f} + {s.decode_rtf:.3f} s a second"
         print(f"{s.name}: {s.kbits:.2f} kbit/s, SI-SDR {s.si_sdr:.1f} dB, log-mel {s.mel:.3f}{speed}")

@@ -96,7 +96,9 @@ def run_tokenizer(args: argparse.Namespace) -> None:
     with Outputs() as outputs:
         outputs.folder(out)
         result = evaluate_tokenizer(tokenizer, args.data, options)
-        write_tokenizer_report(result, report_command("audio-var", "tokenizer", args, flags=("opus",)), outputs, out)
+        write_tokenizer_report(
+            result, report_command("audio-var", "tokenizer", args, flags=("opus",)), outputs, out, args.data
+        )
     for system in result.systems:
         q = system.quality
         figures = f"log-mel {q.mel:.3f}, convergence {q.convergence:.3f}, pitch within 20 cents {100 * q.in_tune:.1f}%"
@@ -123,7 +125,7 @@ def run_generator(args: argparse.Namespace) -> None:
     with Outputs() as outputs:
         outputs.folder(out)
         result = evaluate_generator(model, args.data, evaluator, options)
-        write_generator_report(result, report_command("audio-var", "generator", args), outputs, out)
+        write_generator_report(result, report_command("audio-var", "generator", args), outputs, out, args.data)
     for v in result.verdicts:
         distance = "" if v.frechet is None else f", FD {v.frechet:.2f}"
         print(f"{v.name}: {v.notes:,} notes, family {100 * v.family:.1f}%, pitch {100 * v.in_tune:.1f}%{distance}")

@@ -365,12 +365,19 @@ def _row(system: Measured) -> tuple:
     )  # fmt: skip
 
 
-def write_codec_report(result: CodecResult, command: str, outputs: Outputs, out: Path) -> None:
-    """Write report.md, report.csv, report.json and rate_distortion.png into `out`."""
-    data = asdict(result)
-    for entry, system in zip(data["systems"], result.systems, strict=True):
+def write_codec_report(result: CodecResult, command: str, outputs: Outputs, out: Path, data: str) -> None:
+    """Write report.md, report.csv, report.json and rate_distortion.png into `out`; measured on `data`."""
+    figures = asdict(result)
+    for entry, system in zip(figures["systems"], result.systems, strict=True):
         entry |= dict(zip(COLUMNS[1:], _row(system)[1:], strict=True))
-    write_report(data, _page(result, command), outputs.file(out / "report.json"), outputs.file(out / "report.md"))
+    write_report(
+        figures,
+        _page(result, command),
+        outputs.file(out / "report.json"),
+        outputs.file(out / "report.md"),
+        command,
+        data,
+    )
     with outputs.file(out / "report.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)

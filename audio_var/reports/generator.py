@@ -274,11 +274,13 @@ def _examples(
     return examples
 
 
-def write_generator_report(result: GeneratorResult, command: str, outputs: Outputs, out: Path) -> None:
-    """Write report.json, report.md, confusion.png, spectrograms.png and clips/ into `out`."""
+def write_generator_report(result: GeneratorResult, command: str, outputs: Outputs, out: Path, data: str) -> None:
+    """Write report.json, report.md, confusion.png, spectrograms.png and clips/ into `out`; measured on `data`."""
     outputs.folder(out / "clips")
     text = _page(result, command)
-    write_report(result.to_data(), text, outputs.file(out / "report.json"), outputs.file(out / "report.md"))
+    write_report(
+        result.to_data(), text, outputs.file(out / "report.json"), outputs.file(out / "report.md"), command, data
+    )
     _draw_confusion(result, outputs.file(out / "confusion.png"))
     sheet = []
     for name, made, real in result.clips:

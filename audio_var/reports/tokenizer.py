@@ -307,11 +307,13 @@ def _all_tokens(tokenizer: Tokenizer, folder: str | Path, batch_size: int) -> Te
     return torch.cat(tokens)
 
 
-def write_tokenizer_report(result: TokenizerResult, command: str, outputs: Outputs, out: Path) -> None:
-    """Write report.json, report.md, profile.png, spectrograms.png and clips/ into `out`."""
+def write_tokenizer_report(result: TokenizerResult, command: str, outputs: Outputs, out: Path, data: str) -> None:
+    """Write report.json, report.md, profile.png, spectrograms.png and clips/ into `out`; measured on `data`."""
     outputs.folder(out / "clips")
     text = _page(result, command)
-    write_report(result.to_data(), text, outputs.file(out / "report.json"), outputs.file(out / "report.md"))
+    write_report(
+        result.to_data(), text, outputs.file(out / "report.json"), outputs.file(out / "report.md"), command, data
+    )
     _draw_profile(result, outputs.file(out / "profile.png"))
     sheet = []
     for name, real, decoded in result.clips:

@@ -98,7 +98,7 @@ def run_tokenizer(args: argparse.Namespace) -> None:
     with Outputs() as outputs:
         outputs.folder(out)
         result = evaluate_tokenizer(tokenizer, args.data, evaluator, options)
-        write_tokenizer_report(result, report_command("image-var", "tokenizer", args), outputs, out)
+        write_tokenizer_report(result, report_command("image-var", "tokenizer", args), outputs, out, args.data)
     for system in result.systems:
         q = system.quality
         rate = "" if system.bits_a_pixel is None else f" {system.bits_a_pixel:.3f} bits a pixel,"
@@ -126,7 +126,7 @@ def run_generator(args: argparse.Namespace) -> None:
     with Outputs() as outputs:
         outputs.folder(out)
         result = evaluate_generator(model, args.data, evaluator, options)
-        write_generator_report(result, report_command("image-var", "generator", args), outputs, out)
+        write_generator_report(result, report_command("image-var", "generator", args), outputs, out, args.data)
     for v in result.verdicts:
         distance = "" if v.frechet is None else f", FD {v.frechet:.3f}"
         print(f"{v.name}: {v.images:,} images, class found {100 * v.accuracy:.1f}%{distance}")

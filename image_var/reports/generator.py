@@ -243,11 +243,11 @@ def _examples(
     return examples
 
 
-def write_generator_report(result: GeneratorResult, command: str, outputs: Outputs, out: Path) -> None:
-    """Write report.json, report.md, confusion.png, usage.png and images.png into `out`."""
+def write_generator_report(result: GeneratorResult, command: str, outputs: Outputs, out: Path, data: str) -> None:
+    """Write report.json, report.md, confusion.png, usage.png and images.png into `out`; measured on `data`."""
     text = _page(result, command)
-    data = {"command": command, **result.to_data()}
-    write_report(data, text, outputs.file(out / "report.json"), outputs.file(out / "report.md"))
+    json_path, page_path = outputs.file(out / "report.json"), outputs.file(out / "report.md")
+    write_report(result.to_data(), text, json_path, page_path, command, data)
     _draw_confusion(result, outputs.file(out / "confusion.png"))
     _draw_usage(result, outputs.file(out / "usage.png"))
     if result.examples:

@@ -250,11 +250,11 @@ def evaluate_tokenizer(
     )
 
 
-def write_tokenizer_report(result: TokenizerResult, command: str, outputs: Outputs, out: Path) -> None:
-    """Write report.json, report.md, profile.png and pyramids.png into `out`."""
+def write_tokenizer_report(result: TokenizerResult, command: str, outputs: Outputs, out: Path, data: str) -> None:
+    """Write report.json, report.md, profile.png and pyramids.png into `out`; measured on `data`."""
     text = _page(result, command)
-    data = {"command": command, **result.to_data()}
-    write_report(data, text, outputs.file(out / "report.json"), outputs.file(out / "report.md"))
+    json_path, page_path = outputs.file(out / "report.json"), outputs.file(out / "report.md")
+    write_report(result.to_data(), text, json_path, page_path, command, data)
     _draw_profile(result, outputs.file(out / "profile.png"))
     if result.examples:
         columns = ["real", *(f"1 to {k}" if k > 1 else "scale 1" for k in result.shown)]

@@ -51,7 +51,11 @@ def describe(source: str, backend: Backend) -> dict:
     """
     from dataclasses import asdict
 
+    from next_scale.checkpoint import provenance_of
     from next_scale.model import Generator, fingerprint
+
+    if Path(source).suffix == ".ckpt":
+        return _describe_training(source)
 
     model = backend.open_model(source, "cpu")
     tokenizer = as_tokenizer(model)
@@ -75,7 +79,25 @@ def describe(source: str, backend: Backend) -> dict:
         facts["parameters"]["predictor"] = _size(model.predictor)
         facts |= {"conditions": model.condition_spec, "vectors": model.vectors, "sampling": asdict(model.sampling)}
     facts["parameters"]["total"] = sum(facts["parameters"].values())
-    return facts
+    return facts | {"provenance": provenance_of(source)}
+
+
+def _describe_training(path: str) -> dict:
+    """What a checkpoint of a training, ``.ckpt``, tells: its step, and where it comes from."""
+    from next_scale.errors import UserError
+    from next_scale.weights_file import read_weights_file
+
+    checkpoint = read_weights_file(path)
+    if not isinstance(checkpoint, dict) or not {"global_step", "state_dict"} <= set(checkpoint):
+        raise UserError(f"{path} is not a checkpoint of a training: give one that `fit` wrote, or a model")
+    return {
+        "checkpoint": path,
+        "kind": "training",
+        "step": checkpoint["global_step"],
+        "epoch": checkpoint.get("epoch"),
+        "file_bytes": Path(path).stat().st_size,
+        "provenance": checkpoint.get("provenance"),
+    }
 
 
 def _size(module: nn.Module) -> int:
@@ -93,6 +115,14 @@ def _file_bytes(path: Path) -> int | None:
 
 def _lines(facts: dict, backend: Backend) -> list[tuple[str, str]]:
     """Names and texts of the table's rows."""
+    if facts["kind"] == "training":
+        step = f"step {facts['step']:,}, epoch {facts['epoch']}"
+        return [
+            ("checkpoint", facts["checkpoint"]),
+            ("kind", f"training, to be gone on with (--ckpt_path), at {step}"),
+            ("file", f"{facts['file_bytes'] / 1e6:.2f} MB"),
+            *_origin_lines(facts["provenance"]),
+        ]
     parameters = {name: f"{count:,}" for name, count in facts["parameters"].items()}
     parts = ", ".join(f"{name} {count}" for name, count in parameters.items() if name != "total")
     books = "one codebook" if facts["codebooks"] == 1 else f"{facts['codebooks']} codebooks"
@@ -115,6 +145,22 @@ def _lines(facts: dict, backend: Backend) -> list[tuple[str, str]]:
     lines.append(("fingerprint", f"{facts['fingerprint']} (of the tokenizer)"))
     if facts["file_bytes"] is not None:
         lines.append(("file", f"{facts['file_bytes'] / 1e6:.2f} MB"))
+    return lines + _origin_lines(facts["provenance"])
+
+
+def _origin_lines(made: dict | None) -> list[tuple[str, str]]:
+    """Where a checkpoint comes from: one row a fact, the recipe as YAML."""
+    import yaml
+
+    if made is None:
+        return [("made by", "not recorded")]
+    versions = ", ".join(f"{name} {version}" for name, version in (made.get("versions") or {}).items())
+    lines = [("made by", versions), ("git revision", str(made.get("git") or "not known"))]
+    for name in ("seed", "data", "recipe"):
+        value = made.get(name)
+        if value is not None:
+            text = yaml.safe_dump(value, sort_keys=False).strip() if isinstance(value, dict) else str(value)
+            lines.append((name, text))
     return lines
 
 

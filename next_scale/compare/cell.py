@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import lightning as L
@@ -19,6 +20,7 @@ from next_scale.compare.training import trainer_for
 from next_scale.errors import UserError
 from next_scale.flops import count_flops
 from next_scale.model import Generator
+from next_scale.provenance import origin
 from next_scale.tokens import TokenDataModule
 from next_scale.training import PredictorModule
 
@@ -66,7 +68,8 @@ def run_cell(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str =
     model = from_pretrained(folder / MODEL).eval()
     tokens = token_data(plan, cell.tokenizer, out, cell.seed)
     tokens.setup("test")
-    return json.loads(done.read_text()) | _measure(plan, cell, model, modality, tokens, folder, out)
+    measured = _measure(plan, cell, model, modality, tokens, folder, out)
+    return json.loads(done.read_text()) | {"data": tokens.source.provenance()} | measured
 
 
 def _train(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str) -> dict:
@@ -92,7 +95,9 @@ def _train(plan: Plan, cell: Cell, out: Path, folder: Path, accelerator: str) ->
     if not curve.points or curve.points[-1][0] < steps:  # where validations do not divide the steps
         trainer.validate(module, tokens, verbose=False)
     model = module.model.cpu()
-    save_pretrained(model, folder / MODEL, torch.float16)
+    recipe = {"cell": asdict(cell), "key": plan.training_key(cell)}
+    made = {**origin(), "seed": cell.seed, "data": tokens.provenance(), "recipe": recipe}
+    save_pretrained(model, folder / MODEL, torch.float16, provenance=made)
     return {
         "tokenizer": {"id": cell.tokenizer, **figures},
         "model": {

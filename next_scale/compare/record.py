@@ -5,7 +5,7 @@ depends on), and, as below, ``tokenizer`` and where it comes from. Keys of a cel
 (:class:`next_scale.compare.cells.Cell` and ``place``), ``key``,
 then either ``error``, one line, or
 
-- ``versions``, ``git``, ``device``, ``finished``: where it comes from;
+- ``versions``, ``git``, ``data`` (names and a checksum), ``device``, ``finished``: where it comes from;
 - ``tokenizer``: ``schedule``, ``codebook_size``, ``tokens``, ``bits``, ``bits_per_second``, ``parameters``, ``steps``,
   ``floor`` and ``latent_floor`` (distortions and distances of reconstructions, with and without quantization),
   ``profile`` (:class:`next_scale.profile.ScaleProfile`);
@@ -28,13 +28,12 @@ import fcntl
 import json
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from next_scale import provenance
+
 RESULTS, PLAN = "results.jsonl", "plan.yaml"
-_PACKAGES = ("torch", "lightning", "numpy", "next-scale")
 
 
 def append_record(folder: Path, record: dict) -> None:
@@ -62,29 +61,9 @@ def read_records(folder: Path) -> dict[str, dict]:
 
 def origin(device: str) -> dict:
     """Versions, git revision, machine and time."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return {
-        "versions": versions,
-        "git": _revision(),
+        **provenance.origin(),
         "device": device,
         "system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def _revision() -> str | None:
-    """Git revision of this code, with a plus where files were changed; None outside a checkout."""
-    folder = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

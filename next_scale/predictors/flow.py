@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from next_scale import ranks
 from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
 from next_scale.errors import UserError
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
@@ -153,10 +154,12 @@ class Flow(Predictor):
         if self.seen >= _STATISTICS:
             return
         values = latent.transpose(0, 1).flatten(1)  # (B, C, *grid) -> (C, B ...)
-        share = len(latent) / (int(self.seen) + len(latent))
-        self.mean.lerp_(values.mean(1), share)
-        self.square.lerp_(values.square().mean(1), share)
-        self.seen += len(latent)
+        count = len(latent) * ranks.count()
+        share = count / (int(self.seen) + count)
+        mean, square = ranks.mean(torch.stack([values.mean(1), values.square().mean(1)]))
+        self.mean.lerp_(mean, share)
+        self.square.lerp_(square, share)
+        self.seen += count
 
     # The velocity
 
@@ -191,7 +194,9 @@ class Flow(Predictor):
         latent = self.normalize(inputs)
         batch = latent.shape[0]
         if self.training:
-            noise, time = torch.randn_like(latent), torch.randn(batch, device=latent.device).sigmoid()
+            shape, device = latent.shape[1:], latent.device
+            noise = ranks.own_rows(lambda rows: torch.randn(rows, *shape, dtype=latent.dtype, device=device), batch)
+            time = ranks.own_rows(lambda rows: torch.randn(rows, device=device), batch).sigmoid()
         else:
             generator = torch.Generator().manual_seed(0)
             noise = torch.randn(latent.shape, generator=generator).to(latent)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from next_scale import ranks
 from next_scale.errors import UserError
 from next_scale.predictors.drawing import TOLERANCE, Drawer
 from next_scale.predictors.interface import LossOutput
@@ -93,10 +94,14 @@ class Masked(NextScale):
     def _random_masks(self, batch: int, device: torch.device, even: bool, generator: torch.Generator | None) -> Tensor:
         """Masks (B, L) bool; of each scale 1 to n_k tokens, by the cosine, or `even`, each number as likely."""
         parts = []
+
+        def chance(count: int) -> Tensor:
+            return ranks.own_rows(lambda rows: torch.rand(rows, count, generator=generator), batch)
+
         for count in self.schedule.counts:
-            share = torch.rand(batch, 1, generator=generator)
+            share = chance(1)
             number = share.mul(count).long() + 1 if even else (torch.cos(share * math.pi / 2) * count).ceil()
-            order = torch.rand(batch, count, generator=generator).argsort(1).argsort(1)
+            order = chance(count).argsort(1).argsort(1)
             parts.append(order < number.clamp(1, count))
         return torch.cat(parts, dim=1).to(device)
 
@@ -118,8 +123,10 @@ class Masked(NextScale):
 
     def _masked_means(self, values: Tensor, masked: Tensor) -> Tensor:
         """Means over the masked tokens of each scale: (B, L), (B, L) -> (K,)."""
-        pairs = zip(self.schedule.split(values * masked), self.schedule.split(masked), strict=True)
-        return torch.stack([part.sum() / mask.sum() for part, mask in pairs])
+        sums = torch.stack([part.sum() for part in self.schedule.split(values * masked)])
+        counts = torch.stack([mask.sum() for mask in self.schedule.split(masked)]).to(sums.dtype)
+        # processes average their losses: each divides by the mean number, so that every masked token counts the same
+        return sums / (ranks.mean(counts) if self.training else counts)
 
     def log_prob(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """A lower bound of the natural log-probability of tokens (B, L), by scale, (B, K): the mean over masks.

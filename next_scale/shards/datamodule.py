@@ -28,7 +28,7 @@ class ShardDataModule(TokenData):
 
     Args:
         folder: of the set, with a folder a split in it; or a URL of the same: https, s3, gs, hf, ...
-        batch_size: pyramids a batch.
+        batch_size: pyramids a batch, of each process.
         seed: of the order of the batches.
         latents: give also the latents before quantization, which the family "flow" learns.
         num_workers: loader processes; 0 reads in the training process.
@@ -60,6 +60,12 @@ class ShardDataModule(TokenData):
     def condition_spec(self) -> ConditionSpec:
         """Fields and values of the conditions, from the index."""
         return self._open("train").index.condition
+
+    def provenance(self) -> dict:
+        """What the index says of the tokenizer and of the data it was given."""
+        index = self._open("train").index
+        source = {"name": index.data, "sha256": index.manifest}
+        return {"tokenizer": index.fingerprint, "passes": index.passes, "source": source}
 
     def prepare_data(self) -> None:
         for split in SPLITS:

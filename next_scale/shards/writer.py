@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from next_scale.compare.record import origin
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
 from next_scale.exact import drawn
 from next_scale.files import PARTIAL, write_whole
 from next_scale.model import fingerprint
+from next_scale.provenance import origin
 from next_scale.schedule import Schedule
 from next_scale.shards.index import INDEX, Shard, ShardIndex, parse_index
 from next_scale.shards.shard import (
@@ -190,7 +190,7 @@ class ShardWriter:
         shards = tuple(self.made[number] for number in range(len(sizes)))
         for shard in shards:
             check_size(self.folder / shard.file, shard)
-        made = origin("")
+        made = origin()
         index = replace(self.plan, shards=shards, versions=made["versions"], git=made["git"])
         if not (self.folder / INDEX).is_file() or self._others(shards):
             write_whole(self.folder / INDEX, index.to_json().encode())

@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     with Outputs() as outputs:
         out = outputs.folder(args.out)
         page = write_page(results, command)
-        write_report(results, page, outputs.file(out / "editing.json"), outputs.file(out / "README.md"))
+        write_report(results, page, outputs.file(out / "editing.json"), outputs.file(out / "README.md"), command)
     print(page)
 
 

@@ -98,10 +98,15 @@ def test_resumed_training_ends_with_the_same_weights(folder, workers):
     steps = ["--trainer.max_steps", 8, "--data.num_workers", workers, "--trainer.val_check_interval", 3]
     assert fit("tokenizer", "tokenizer_debug", *TINY, *kept, *steps) == 0
     whole = state(folder, "step=8")
+    exported = folder / "runs/audio_notes_debug/tokenizer/model.safetensors"
+    bytes_before = exported.read_bytes()
     left = folder / "left.ckpt"
     (folder / "runs/audio_notes_debug/tokenizer/checkpoints/step=5.ckpt").rename(left)
     assert fit("tokenizer", "tokenizer_debug", *TINY, *kept, *steps, "--ckpt_path", left) == 0
     resumed = state(folder, "step=8")
+    assert exported.read_bytes() == bytes_before  # where it comes from included
+    made = resumed["provenance"]
+    assert made["seed"] == 0 and made["recipe"]["trainer"]["max_steps"] == 8 and made["data"]["name"] == "demo_notes"
     for name in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "codebook_usage"):
         torch.testing.assert_close(resumed[name], whole[name], rtol=0, atol=0)
 
