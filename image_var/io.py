@@ -9,6 +9,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -111,12 +112,23 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).contiguous().numpy())
 
 
+class _Clamped(io.BufferedReader):
+    """A file that is never asked for more than it has: Python allocates what is asked for, and chunks claim gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, self._size))
+
+
 def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     """What `use` makes of an image file whose pixels are yet to be decoded. Its errors are those of a damaged file."""
     check_readable(path, "an image file", "save or copy it again")
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         try:
-            image = Image.open(path, formats=_READ)
+            image = Image.open(stack.enter_context(_Clamped(path)), formats=_READ)
         except Image.DecompressionBombError:
             raise UserError(f"{path} has more than {MOST_PIXELS:,} pixels: make it smaller") from None
         except Exception as error:  # Pillow's readers raise almost anything on damaged headers

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 
 # packages whose classes a recipe may name, beside the program's own: it could otherwise import and call anything
 TRUSTED = ("next_scale", "lightning", "torch.optim", "torch.nn", "torchmetrics")
@@ -63,7 +62,10 @@ def fit(
 
     from next_scale.exact import RandomState
     from next_scale.training import ExponentialAverage, Export
+    from next_scale.whole_checkpoint import keep_whole, resumable
+    from next_scale.yaml_limits import limit_yaml
 
+    limit_yaml()
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
     for message in (
         "LightningCLI's args parameter",  # this command's own arguments are given, not the process's
@@ -80,10 +82,17 @@ def fit(
 
     class RecipeCLI(LightningCLI):
         def parse_arguments(self, parser, args) -> None:
-            super().parse_arguments(parser, args)
-            _check_resumable(self.config["fit"].get("ckpt_path"))
+            try:
+                super().parse_arguments(parser, args)
+            except (ArgumentError, UserError):
+                raise
+            except Exception as error:  # whatever jsonargparse meets in values of the wrong kind
+                raise UserError(f"the recipe cannot be read: {type(error).__name__}: {first_line(error)}") from error
+            given, folder = self.config["fit"].get("ckpt_path"), self.config["fit"]["checkpoint"].get("dirpath")
+            self.config["fit"]["ckpt_path"] = resumable(given, folder)
 
         def after_instantiate_classes(self) -> None:
+            keep_whole(self.trainer)
             if not self.model.automatic_optimization and self.trainer.gradient_clip_val is not None:
                 raise UserError("adversarial training clips by model.clip: leave out trainer.gradient_clip_val")
 
@@ -125,13 +134,3 @@ def _one_line(message: str, trusted: Sequence[str]) -> str:
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not _NOISE.match(line))
 
-
-def _check_resumable(path: str | None) -> None:
-    """Raise UserError where `--ckpt_path` names a file that is no training checkpoint."""
-    import zipfile
-
-    if path is None or path in ("best", "last", "hpc") or path.startswith("registry"):
-        return
-    if not zipfile.is_zipfile(path):
-        cause = "is not a whole checkpoint of a training" if Path(path).exists() else "does not exist"
-        raise UserError(f"--ckpt_path {path} {cause}; give a .ckpt file such as checkpoints/last.ckpt")
