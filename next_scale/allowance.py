@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_map
 from next_scale.errors import UserError
 
 # what any model may take: windows, filter banks and masks are no weights; and one whose codec brings weights of its own
-_ELEMENTS, _ELSEWHERE, _CALLS = 1 << 25, 1 << 28, 20_000
-_ELEMENTS_EACH, _CALLS_EACH = 4, 200  # beside that, an element of the weights and a tensor of them
+_ELEMENTS, _CALLS = 1 << 24, 4_000
+_ELEMENTS_ELSEWHERE, _CALLS_ELSEWHERE = 1 << 28, 40_000
+_ELEMENTS_EACH, _CALLS_EACH = 4, 20  # measured: 1.7 and 4
 _LARGEST = 2**31  # of whole numbers in a configuration
 
 
@@ -39,8 +40,8 @@ class Allowance(TorchDispatchMode):
     def __init__(self, shapes: Iterable[Sequence[int]], source: object, elsewhere: bool = False) -> None:
         super().__init__()
         sizes = [math.prod(shape) for shape in shapes]
-        self.elements = (_ELSEWHERE if elsewhere else _ELEMENTS) + _ELEMENTS_EACH * sum(sizes)
-        self.calls = _CALLS + _CALLS_EACH * len(sizes)
+        self.elements = (_ELEMENTS_ELSEWHERE if elsewhere else _ELEMENTS) + _ELEMENTS_EACH * sum(sizes)
+        self.calls = (_CALLS_ELSEWHERE if elsewhere else _CALLS) + _CALLS_EACH * len(sizes)
         self.source = source
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -81,7 +82,8 @@ def check_types(options: Mapping[str, Any], *kinds: type) -> None:
     Options that none of them names are left to the constructor.
 
     Raises:
-        UserError: a value of another type, a number that is not finite, or a whole number beyond 2^31.
+        UserError: a value of another type, a number that is not finite, a whole number beyond 2^31, or a probability
+            of dropping something that is none.
     """
     hints: dict[str, Any] = {}
     for kind in kinds:
@@ -92,7 +94,8 @@ def check_types(options: Mapping[str, Any], *kinds: type) -> None:
                 except NameError:  # a type that is imported for checkers only
                     continue
     for name, value in options.items():
-        if name in hints and not _is(value, hints[name]):
+        probability = name.endswith(("dropout", "drop_path"))
+        if (name in hints and not _is(value, hints[name])) or (probability and not (_is(value, float) and 0 <= value <= 1)):
             raise UserError(f"{name} cannot be {str(value)[:60]!r}")
 
 

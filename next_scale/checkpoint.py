@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from next_scale.allowance import Allowance, check_types
 from next_scale.errors import UserError, first_line
+from next_scale.files import settle
 from next_scale.hub import hub_file
 from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
@@ -75,6 +76,8 @@ def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: tor
             save_file(state, Path(scratch, WEIGHTS), metadata={"config": config})
             Path(scratch, CONFIG).write_text(config + "\n")
             os.chmod(Path(scratch, WEIGHTS), Path(scratch, CONFIG).stat().st_mode)  # safetensors keeps others out
+            for name in (WEIGHTS, CONFIG):
+                settle(Path(scratch, name))
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch, name), folder / name)
     except (OSError, SafetensorError) as error:  # the latter where the disk is full

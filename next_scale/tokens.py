@@ -82,16 +82,26 @@ def write_tokens(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokens-") as scratch:
             part = Path(scratch, "set")
             part.mkdir()
-            np.save(part / "tokens.npy", np.concatenate(tokens))
-            np.save(part / "conditions.npy", np.concatenate(conditions))
+            _save(part / "tokens.npy", np.concatenate(tokens))
+            _save(part / "conditions.npy", np.concatenate(conditions))
             if latents:
-                np.save(part / LATENTS, np.concatenate(kept))
+                _save(part / LATENTS, np.concatenate(kept))
             (part / "meta.json").write_text(json.dumps({"fields": fields, "fingerprint": fingerprint(tokenizer)}))
             if folder.exists():
                 os.replace(folder, Path(scratch, "old"))
             os.replace(part, folder)
     except OSError as error:
-        raise UserError(f"cannot write the tokens to {folder}: {error.strerror or error}") from error
+        reason = error.strerror or error
+        raise UserError(f"cannot write the tokens to {folder}: {reason}; free space or write elsewhere") from error
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """As ``np.save``, which on a full disk may leave out the end of the array and say nothing."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class TokenDataModule(L.LightningDataModule):

@@ -50,8 +50,8 @@ class WholeCheckpointIO(TorchCheckpointIO):
             if not isinstance(cause, OSError):
                 raise
             raise UserError(
-                f"cannot write the checkpoint {target}: {cause.strerror or cause}; free space, then go on with "
-                "--ckpt_path last"
+                f"cannot write the checkpoint {target}: {cause.strerror or cause}; free space, then go on from the "
+                "last one"
             ) from error
 
 
