@@ -76,9 +76,11 @@ def read_audio(
                     raise UserError(f"{path} lasts more than {max_seconds:,.0f} s: cut it into pieces first")
                 block = block.mean(axis=1, keepdims=True) if mono else block
                 if not np.isfinite(block).all():
-                    raise UserError(f"{path} has samples that are not finite numbers (NaN or infinity): export it again")
+                    raise UserError(
+                        f"{path} has samples that are not finite numbers (NaN or infinity): export it again"
+                    )
                 blocks.append(block if resample is None else resample.resample_chunk(block))
-                if first is not None and frames > (first + 1) * info.samplerate:  # what follows shapes no earlier sample
+                if first is not None and frames > (first + 1) * info.samplerate:  # more shapes no earlier sample
                     break
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"{path} is damaged ({_reason(error)}): copy it again or convert it to wav") from error

@@ -117,7 +117,7 @@ def to_picture(image: Tensor) -> Image.Image:
 
 
 class _Clamped(io.BufferedReader):
-    """A file that is never asked for more than it has: Python allocates what is asked for, and chunks claim gigabytes."""
+    """A file that is never asked for more than it has: Python allocates what it asks for, and some claim gigabytes."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path))

@@ -95,7 +95,9 @@ def check_types(options: Mapping[str, Any], *kinds: type) -> None:
                     continue
     for name, value in options.items():
         probability = name.endswith(("dropout", "drop_path"))
-        if (name in hints and not _is(value, hints[name])) or (probability and not (_is(value, float) and 0 <= value <= 1)):
+        if (name in hints and not _is(value, hints[name])) or (
+            probability and not (_is(value, float) and 0 <= value <= 1)
+        ):
             raise UserError(f"{name} cannot be {str(value)[:60]!r}")
 
 

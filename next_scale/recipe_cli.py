@@ -133,4 +133,3 @@ def _one_line(message: str, trusted: Sequence[str]) -> str:
         )
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not _NOISE.match(line))
-

@@ -15,6 +15,7 @@ from next_scale.resample import downsample
 
 MOST_SCALES, MOST_TOKENS = 1024, 1 << 22  # far above any use; a schedule of a few bytes could otherwise fill the memory
 
+
 @dataclass(frozen=True)
 class Schedule:
     """The sizes of a pyramid's token maps, coarse to fine, and all that follows from them.

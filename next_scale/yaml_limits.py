@@ -7,7 +7,7 @@ from jsonargparse import get_loader, set_loader
 
 from next_scale.errors import first_line
 
-MOST_BYTES, MOST_VALUES, MOST_DEPTH = 1 << 20, 100_000, 50
+MOST_BYTES, MOST_VALUES, MOST_DEPTH = 1 << 20, 2_000, 50  # jsonargparse takes up to 2 ms a value
 
 
 def limit_yaml() -> None:
@@ -33,7 +33,7 @@ def check_yaml(text: str) -> None:
     """Count what a text stands for, its aliases written out, without building any of it.
 
     Raises:
-        yaml.YAMLError: more than 1 MiB, 100,000 values or 50 levels, or no YAML.
+        yaml.YAMLError: more than 1 MiB, 2,000 values or 50 levels, or no YAML.
     """
     if len(text) > MOST_BYTES:
         raise yaml.YAMLError(f"more than {MOST_BYTES:,} characters")

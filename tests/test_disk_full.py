@@ -54,7 +54,9 @@ def inputs(tmp_path_factory):
     write_image(folder / "in.png", torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1)
     (folder / "in.mid").write_bytes(seeds.score())
     assert audio_var(["tokenize", f"{folder}/in.wav", f"{folder}/in.nst", "--checkpoint", f"{folder}/sound"]) == 0
-    assert image_var(["tokenize", f"{folder}/in.png", f"{folder}/picture.nst", "--checkpoint", f"{folder}/picture"]) == 0
+    assert (
+        image_var(["tokenize", f"{folder}/in.png", f"{folder}/picture.nst", "--checkpoint", f"{folder}/picture"]) == 0
+    )
     return folder
 
 
@@ -81,7 +83,9 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize("model, command", COMMANDS, ids=[f"{m}-{c.split()[0]}-{i}" for i, (m, c) in enumerate(COMMANDS)])
+@pytest.mark.parametrize(
+    "model, command", COMMANDS, ids=[f"{m}-{c.split()[0]}-{i}" for i, (m, c) in enumerate(COMMANDS)]
+)
 def test_commands(inputs, tmp_path, capsys, model, command):
     out = tmp_path / "out"
     out.mkdir()
@@ -195,7 +199,14 @@ def test_damaged_checkpoints(tmp_path):
     torch.save({"a": torch.arange(2000)}, tmp_path / "step=2.ckpt")
     os.utime(tmp_path / "step=1.ckpt", (1, 1))
     data = (tmp_path / "step=2.ckpt").read_bytes()
-    for damaged in (b"", data[:1], data[: len(data) // 2], data[:-1], data[:2000] + b"\1" + data[2001:], bytes(len(data))):
+    for damaged in (
+        b"",
+        data[:1],
+        data[: len(data) // 2],
+        data[:-1],
+        data[:2000] + b"\1" + data[2001:],
+        bytes(len(data)),
+    ):
         (tmp_path / "last.ckpt").write_bytes(damaged)
         assert not is_whole(tmp_path / "last.ckpt")
         assert newest_whole(tmp_path) == tmp_path / "step=2.ckpt"
@@ -225,7 +236,9 @@ def test_a_recipe_on_a_full_disk_and_after_a_power_cut(tmp_path, monkeypatch, ca
     last = kept / "last.ckpt"
     last.write_bytes(last.read_bytes()[:-1000])
     assert audio_var([*command, "--trainer.max_steps", "3", "--ckpt_path", str(last)]) == 2
-    assert f"not a whole checkpoint of a training; give a .ckpt file such as {kept}/step=2.ckpt" in capsys.readouterr().err
+    assert (
+        f"not a whole checkpoint of a training; give a .ckpt file such as {kept}/step=2.ckpt" in capsys.readouterr().err
+    )
     assert audio_var([*command, "--trainer.max_steps", "3", "--ckpt_path", "last"]) == 0
     assert torch.load(kept / "step=3.ckpt", weights_only=True)["global_step"] == 3
     assert json.loads((Path("runs/audio_notes_debug/tokenizer") / "config.json").read_text())["kind"] == "tokenizer"

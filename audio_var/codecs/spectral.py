@@ -16,6 +16,7 @@ from next_scale.errors import UserError
 
 _MOST_POLISH = 1000
 
+
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, layer norm, two-layer MLP, learned residual gain (ConvNeXt, arXiv 2201.03545, in 1D)."""
 

@@ -186,7 +186,7 @@ def read_plan(path: str | Path) -> Plan:
     Raises:
         UserError: not there, no YAML, or a key or value that a plan cannot have, by name.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
 
     from next_scale.yaml_limits import limit_yaml
 

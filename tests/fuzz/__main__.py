@@ -1,8 +1,8 @@
 """Fuzz for as long as you like: ``python -m tests.fuzz [TARGET ...] --runs 10000 --seconds 60``.
 
-Every target runs in a process of its own, twice: by hypothesis, which bends the structure, and by atheris, which follows
-the branches that are taken. What breaks a target is written to `--faults` and told; the exit code then is 1. Figures of
-all runs are added to `--log`, a JSON object a line, and ``--sum`` shows their totals.
+Every target runs in a process of its own, twice: by hypothesis, which bends the structure, and by atheris, which
+follows the branches that are taken. What breaks a target is written to `--faults` and told; the exit code then is 1.
+Figures of all runs are added to `--log`, a JSON object a line, and ``--sum`` shows their totals.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def with_atheris(name: str, runs: int, seconds: float, faults: Path) -> None:
             keep(faults, name, data)
 
     faults.mkdir(parents=True, exist_ok=True)
-    options = [f"-runs={runs}", f"-max_total_time={seconds:.0f}", "-timeout=20", "-rss_limit_mb=3072", "-max_len=8192",
+    options = [f"-runs={runs}", f"-max_total_time={seconds:.0f}", "-timeout=60", "-rss_limit_mb=3072", "-max_len=8192",
                f"-artifact_prefix={faults}/{name}-", "-print_final_stats=1", str(corpus)]  # fmt: skip
     atheris.Setup(["fuzz", *options], once)
     atheris.Fuzz()
@@ -185,7 +185,9 @@ def main() -> int:
             bad += bool(record["faults"])
             with args.log.open("a") as log:
                 log.write(json.dumps(record) + "\n")
-            print(f"{name} by {engine}: {record['executions']:,} in {record['seconds']:.0f} s, {record['faults']} faults")
+            print(
+                f"{name} by {engine}: {record['executions']:,} in {record['seconds']:.0f} s, {record['faults']} faults"
+            )
     return int(bad > 0)
 
 

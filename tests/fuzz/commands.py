@@ -20,11 +20,17 @@ _PROGRAMS = {
                                     "info", "data", "evaluate")),
     "next-scale": ("next_scale.compare.cli", ("compare run", "compare report")),
 }  # fmt: skip
-_FILES = ["in.wav", "in.png", "in.mid", "in.nst", "plan.yaml", "weights.pth", "model", "empty", "nothing", ".", "/", "-",
-          "no/such/out.wav", "out.wav", "out.png", "out.nst", "out", "model/config.json", "in.wav/x", "\u00e9\u4e00.wav"]  # fmt: skip
-_NUMBERS = ["0", "1", "2", "-1", "1e9", "999999999999", "nan", "inf", "-inf", "0.5", "1e-320", "", "1_0", "0x1", "\u0663"]
-_WORDS = ["a", "b", "60", "61", "a,b", "label=a", "label=", "=", "--", "-h", "--help", "0.1:0.2", "0,0,1,1", "cpu",
-          "tpu", "cuda:9", "\u202e", "a" * 300, "%s", "{}", "\n", "@in.wav", "label=a,b", "pitch=60"]  # fmt: skip
+_FILES = [
+    "in.wav", "in.png", "in.mid", "in.nst", "plan.yaml", "weights.pth", "model", "model/config.json", "empty",
+    "nothing", ".", "/", "-", "no/such/out.wav", "out.wav", "out.png", "out.nst", "out", "in.wav/x", "\u00e9\u4e00.wav",
+]  # fmt: skip
+_NUMBERS = [
+    "0", "1", "2", "-1", "1e9", "999999999999", "nan", "inf", "-inf", "0.5", "1e-320", "", "1_0", "0x1", "\u0663",
+]  # fmt: skip
+_WORDS = [
+    "a", "b", "60", "61", "a,b", "label=a", "label=", "=", "--", "-h", "--help", "0.1:0.2", "0,0,1,1", "cpu", "tpu",
+    "cuda:9", "\u202e", "a" * 300, "%s", "{}", "\n", "@in.wav", "label=a,b", "pitch=60",
+]  # fmt: skip
 
 
 @cache

@@ -1,6 +1,6 @@
 """The targets: everything that reads what a stranger may have made. To add one, write a function and a line below it.
 
-A target is a function of bytes. It returns, or raises UserError, whatever the bytes are; `guard.check` holds it to that.
+A target is a function of bytes. It returns, or raises UserError, whatever they are; `guard.check` holds it to that.
 """
 
 from __future__ import annotations
@@ -145,6 +145,18 @@ def read_recipe(data: bytes) -> None:
         run(["tokenizer", "--config", str(_file(data, "recipe.yaml")), "--print_config"])
 
 
+def read_yaml(data: bytes) -> None:
+    """YAML as recipes and plans are read, before anything is made of its values."""
+    import yaml
+    from jsonargparse import get_loader
+
+    from next_scale.yaml_limits import limit_yaml
+
+    limit_yaml()
+    with contextlib.suppress(yaml.YAMLError):
+        get_loader("yaml")(data.decode("utf-8", "replace"))
+
+
 def read_plan(data: bytes) -> None:
     """A plan of a comparison, and the keys of its cells."""
     from next_scale.compare.cells import read_plan
@@ -191,7 +203,8 @@ def run_command(data: bytes) -> None:
     from importlib import import_module
 
     program, *words = shlex.split(data.decode())
-    main = import_module({"audio-var": "audio_var.cli", "image-var": "image_var.cli"}.get(program, "next_scale.compare.cli")).main
+    package = {"audio-var": "audio_var.cli", "image-var": "image_var.cli"}.get(program, "next_scale.compare.cli")
+    main = import_module(package).main
     folder = Path(tempfile.mkdtemp(dir=seeds.scratch()))
     for name, content in _INPUTS.items():
         (folder / name).write_bytes(content())
@@ -227,6 +240,15 @@ _SOUNDS = (("WAV", "PCM_16", 1), ("WAV", "FLOAT", 2), ("FLAC", "PCM_16", 2), ("O
 _PICTURES = (("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("PNG", "I;16"), ("JPEG", "RGB"), ("JPEG", "L"),
              ("WEBP", "RGB"), ("GIF", "P"), ("TIFF", "RGB"), ("BMP", "RGB"), ("PPM", "RGB"))  # fmt: skip
 _SCHEDULES = [b"1 2 4 8", b"1x1 2x2 4x4", b"strides 8 4 2 1", b"1,2,4", b"1 4294967296"]
+_YAML = [b"a: &a [1, 2]\nb: &b [*a, *a]\nc: {<<: {d: 1}, e: *b}", b"!!binary aGk=", b"? [a]\n: !!set {b, c}",
+         b"1:30:00", b"2001-12-14t21:59:43.10-05:00", b"- |\n a\n- >-\n b", b"%YAML 1.1\n---\n.inf"]  # fmt: skip
+_COMMANDS = [
+    b"audio-var generate --checkpoint model --out out",
+    b"audio-var edit in.wav out.wav --checkpoint model --variation 0.5",
+    b"audio-var play in.mid --checkpoint model --label a --out out.wav",
+    b"image-var edit in.png out.png --checkpoint model --mask 0,0,1,1",
+    b"next-scale compare run plan.yaml --out out --list",
+]
 _OPTIONS = [b"0.3:0.6", b"0.5,0,1,1", b"8,8,24,24", b"encodec:24khz/8-4-2-1=weights.th@3,6", b"opus@8,12", b"7", b"1e9"]
 
 TARGETS: dict[str, Target] = {
@@ -239,10 +261,11 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(read_checkpoint, lambda: [seeds.weights()], short=60),
     "weights": Target(read_weights, lambda: [seeds.torch_file(), seeds.torch_file(True), seeds.weights()]),
     "recipe": Target(read_recipe, lambda: [seeds.recipe()], short=8),
+    "yaml": Target(read_yaml, lambda: [seeds.recipe(), seeds.plan(), *_YAML], texts),
     "plan": Target(read_plan, lambda: [seeds.plan()], short=40),
     "results": Target(read_results, lambda: [seeds.results()], texts, short=20),
     "recording": Target(read_recording, lambda: [seeds.recording(*kind) for kind in _SOUNDS]),
     "picture": Target(read_picture, lambda: [seeds.picture(*kind) for kind in _PICTURES]),
     "melody": Target(read_melody, lambda: [seeds.score()]),
-    "command": Target(run_command, lambda: [], command_lines, coverage=False, short=80),
+    "command": Target(run_command, lambda: _COMMANDS, command_lines, coverage=False, short=80),
 }
