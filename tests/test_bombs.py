@@ -72,7 +72,7 @@ def test_pictures(tmp_path):
 
 
 def test_recordings(tmp_path):
-    """A minute of silence at 655 kHz: few kilobytes, and 300 MB as numbers. Ten minutes are the most that is read."""
+    """A minute of silence at 655 kHz: 171 KB, and 314 MB as numbers. Ten minutes are the most that is read."""
     import numpy as np
     import soundfile
 
