@@ -117,7 +117,7 @@ cells: [{{tokenizers: [{"a, " * 21} a], predictors: [{"next_scale, " * 21} next_
 
 
 def test_recipes_and_plans(tmp_path):
-    """Aliases that stand for 9^11 values, nesting without end, a value inside of itself, lists, and 10,648 cells of 70 values."""
+    """Aliases that stand for 9^11 values, nesting without end, a value inside of itself, lists, 10,648 cells."""
     bombs = {
         "laughs": LAUGHS,
         "deep": DEEP,
