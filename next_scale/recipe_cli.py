@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from next_scale.errors import UserError, first_line
 
@@ -58,9 +59,10 @@ def fit(
 
     from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
     from next_scale.exact import RandomState
+    from next_scale.files import write_whole
     from next_scale.training import ExponentialAverage, Export
     from next_scale.whole_checkpoint import keep_whole, resumable
     from next_scale.yaml_limits import limit_yaml
@@ -79,6 +81,17 @@ def fit(
         arguments = [argument for argument in arguments if argument != "--trust"]
     else:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(trusted))
+
+    class WholeConfig(SaveConfigCallback):
+        """Writes the recipe as it was read beside the logs, whole or not at all."""
+
+        def setup(self, trainer, pl_module, stage) -> None:
+            folder = Path(trainer.log_dir)  # asked for by all processes, of which the first tells the others
+            if trainer.is_global_zero and not self.already_saved:
+                folder.mkdir(parents=True, exist_ok=True)
+                text = self.parser.dump(self.config, skip_none=False)
+                write_whole(folder / self.config_filename, text.encode())
+            self.already_saved = True
 
     class RecipeCLI(LightningCLI):
         def parse_arguments(self, parser, args) -> None:
@@ -115,7 +128,7 @@ def fit(
             module,
             data,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=WholeConfig,
             parser_kwargs={"prog": program, "exit_on_error": False, "fit": {"exit_on_error": False}},
             args=["fit", *arguments],
         )

@@ -226,6 +226,10 @@ def test_a_recipe_on_a_full_disk_and_after_a_power_cut(tmp_path, monkeypatch, ca
                "--checkpoint.dirpath", str(kept), "--checkpoint.save_top_k", "-1",
                "--checkpoint.filename", "{step}", "--checkpoint.every_n_train_steps", "1"]  # fmt: skip
     capsys.readouterr()
+    with room(1000):
+        assert audio_var([*command, "--trainer.max_steps", "2"]) == 2
+    assert "tokenizer/logs/config.yaml: File too large; free space" in capsys.readouterr().err
+    assert not list(Path("runs").rglob("*.yaml")) and not list(Path("runs").rglob(".*"))
     with room(50_000):
         assert audio_var([*command, "--trainer.max_steps", "2"]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audio-var: error: ")]
