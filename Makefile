@@ -5,7 +5,7 @@ PYTHON ?= python3
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 INSTALLED := $(VENV)/.installed
 
-.PHONY: install sample test lint debug compare-debug clean
+.PHONY: install sample test lint debug compare-debug audit clean
 
 install: $(INSTALLED)
 
@@ -34,6 +34,11 @@ compare-debug: install
 lint: install
 	ruff check .
 	ruff format --check .
+
+# Known weaknesses of the installed packages; needs PyPI's service, or OSV's with AUDIT="-s osv".
+audit: install
+	python -m pip install --quiet "pip-audit>=2.10"
+	pip-audit --strict --skip-editable $(AUDIT)
 
 clean:
 	rm -rf clips .pytest_cache .ruff_cache build *.egg-info

@@ -40,7 +40,11 @@ def check_audio(path: str | os.PathLike, max_seconds: float | None = None):
 
 
 def read_audio(
-    path: str | os.PathLike, sample_rate: int, mono: bool = True, max_seconds: float | None = 600.0
+    path: str | os.PathLike,
+    sample_rate: int,
+    mono: bool = True,
+    max_seconds: float | None = 600.0,
+    first: float | None = None,
 ) -> np.ndarray:
     """Reads an audio file of any format libsndfile knows (wav, flac, ogg, opus, mp3, aiff, ...).
 
@@ -48,6 +52,7 @@ def read_audio(
         sample_rate: the rate to resample to (soxr, high quality), in Hz.
         mono: mix stereo down to the mean of both channels.
         max_seconds: refuse a longer file, judged by its header before decoding; None for no limit.
+        first: read only so many seconds from the start, and what comes in the same block of samples.
     Returns:
         float32 (T,), full scale 1; with mono=False (C, T), C being 1 or 2.
     Raises UserError where the file is missing, a folder, empty, damaged, too long, without samples, of more than two
@@ -57,27 +62,35 @@ def read_audio(
     import soxr
 
     info = check_audio(path, max_seconds)
-    blocks = []
+    channels = 1 if mono else info.channels
+    resample = None
+    if info.samplerate != sample_rate:  # block by block: as a flac file a minute of silence at 655 kHz takes 171 KB
+        resample = soxr.ResampleStream(info.samplerate, sample_rate, channels, dtype="float32", quality="HQ")
+    blocks, frames = [], 0
     try:
         with soundfile.SoundFile(str(path)) as file:
-            frames = 0
             # A header may understate the length: count while reading too.
             while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
                 frames += len(block)
                 if max_seconds is not None and frames > max_seconds * info.samplerate:
                     raise UserError(f"{path} lasts more than {max_seconds:,.0f} s: cut it into pieces first")
-                blocks.append(block.mean(axis=1, keepdims=True) if mono else block)
+                block = block.mean(axis=1, keepdims=True) if mono else block
+                if not np.isfinite(block).all():
+                    raise UserError(
+                        f"{path} has samples that are not finite numbers (NaN or infinity): export it again"
+                    )
+                blocks.append(block if resample is None else resample.resample_chunk(block))
+                if first is not None and frames > (first + 1) * info.samplerate:  # more shapes no earlier sample
+                    break
     except (soundfile.SoundFileError, OSError) as error:
         raise UserError(f"{path} is damaged ({_reason(error)}): copy it again or convert it to wav") from error
-    if not blocks:
+    if not frames:
         raise UserError(f"{path} holds no samples: record or copy it again")
+    if resample is not None:
+        blocks.append(resample.resample_chunk(np.zeros((0, channels), np.float32), last=True))
     samples = np.concatenate(blocks)  # (T, C)
-    if not np.isfinite(samples).all():
-        raise UserError(f"{path} has samples that are not finite numbers (NaN or infinity): export it again")
-    if info.samplerate != sample_rate:
-        samples = soxr.resample(samples, info.samplerate, sample_rate, quality="HQ")
-        if not len(samples):
-            raise UserError(f"{path} is shorter than one sample at {sample_rate:,} Hz: give a longer file")
+    if not len(samples):
+        raise UserError(f"{path} is shorter than one sample at {sample_rate:,} Hz: give a longer file")
     samples = np.ascontiguousarray(samples.T, dtype=np.float32)  # (T, C) -> (C, T)
     return samples[0] if mono else samples
 

@@ -211,6 +211,7 @@ def _timbre(clips: Tensor, rate: int) -> Tensor:
     from torchaudio.transforms import MFCC
 
     mel = {"n_fft": 1024, "hop_length": 256, "n_mels": 40}
+    clips = torch.nn.functional.pad(clips, (0, max(0, mel["n_fft"] - clips.shape[1])))  # models of very short clips
     cepstra = MFCC(rate, n_mfcc=13, log_mels=True, melkwargs=mel)(clips)  # (B, 13, T)
     cepstra = torch.nn.functional.adaptive_avg_pool1d(cepstra, 8)
     cepstra[:, 0] -= cepstra[:, 0].mean(1, keepdim=True)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from image_var.line import LineAutoencoder
+from next_scale.allowance import check_types
 from next_scale.checkpoint import register_autoencoder
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 from next_scale.network import Decoder, Encoder
 
 
@@ -123,10 +124,11 @@ def build_autoencoder(name: str, **options: Any) -> ConvAutoencoder | LineAutoen
     """
     if name not in AUTOENCODERS:
         raise UserError(f"unknown autoencoder '{name}': choose one of {', '.join(AUTOENCODERS)}")
+    check_types(options, AUTOENCODERS[name])
     try:
         return AUTOENCODERS[name](**options)
     except TypeError as error:
-        raise UserError(f"autoencoder '{name}' cannot be built: {error}") from error
+        raise UserError(f"autoencoder '{name}' cannot be built: {first_line(error)}") from error
 
 
 for _name in AUTOENCODERS:

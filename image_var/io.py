@@ -9,6 +9,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: reading headers does without
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}  # that are written
-MOST_PIXELS = 100_000_000  # a larger image is refused by its header: decoded it would fill the memory
+MOST_PIXELS = 1 << 26  # 8,192 x 8,192; a larger image is refused by its header: decoded it would fill the memory
 
 # Of Pillow's readers those that decode in this process and are in wide use; its PostScript reader runs a program.
 _READ = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -63,10 +64,14 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None, cha
     image = _plain(_open(path, _upright), path, channels)
     if size is not None and (image.height, image.width) != tuple(size):
         image = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, _middle(image, size), reducing_gap=3)
-    values = np.array(image, np.float32, ndmin=3)  # (1, H, W) if gray, else (H, W, 3)
-    planes = values if image.mode != "RGB" else values.transpose(2, 0, 1)  # (H, W, C) -> (C, H, W)
-    scaled = torch.from_numpy(np.clip(planes / 127.5 - 1, -1, 1, dtype=np.float32))
-    return scaled.expand(channels, -1, -1).contiguous()
+    bands = image.split() if image.mode == "RGB" else [image]
+    planes = np.empty((len(bands), image.height, image.width), np.float32)  # (1 or 3, H, W)
+    for plane, band in zip(planes, bands, strict=True):  # one by one and in place: images may be large
+        plane[:] = np.asarray(band)
+        plane /= 127.5
+        plane -= 1
+        np.clip(plane, -1, 1, out=plane)
+    return torch.from_numpy(planes).expand(channels, -1, -1).contiguous()
 
 
 def write_image(path: str | os.PathLike, image: Tensor) -> None:
@@ -111,12 +116,23 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(levels[0].numpy() if len(levels) == 1 else levels.permute(1, 2, 0).contiguous().numpy())
 
 
+class _Clamped(io.BufferedReader):
+    """A file that is never asked for more than it has: Python allocates what it asks for, and some claim gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(size if size is None or size < 0 else min(size, self._size))
+
+
 def _open(path: Path, use: Callable[[Image.Image], T]) -> T:
     """What `use` makes of an image file whose pixels are yet to be decoded. Its errors are those of a damaged file."""
     check_readable(path, "an image file", "save or copy it again")
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings(action="ignore"), ExitStack() as stack:
         try:
-            image = Image.open(path, formats=_READ)
+            image = Image.open(stack.enter_context(_Clamped(path)), formats=_READ)
         except Image.DecompressionBombError:
             raise UserError(f"{path} has more than {MOST_PIXELS:,} pixels: make it smaller") from None
         except Exception as error:  # Pillow's readers raise almost anything on damaged headers
@@ -151,10 +167,11 @@ def _shown_size(image: Image.Image) -> tuple[int, int]:
 def _plain(image: Image.Image, path: Path, channels: int) -> Image.Image:
     """The image as L, RGB, or F (gray of more than 8 bits), from 0 to 255."""
     if image.mode == "F" or image.mode.startswith("I"):
-        values = np.array(image, np.float64)
+        values = np.array(image, np.float32)
         if image.mode == "F" or values.min() < 0 or values.max() > 65535:
             raise UserError(f"{path} has samples that are not of 8 or 16 bits: convert it to PNG")
-        return Image.fromarray((values / 257).astype(np.float32))
+        values /= 257
+        return Image.fromarray(values)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

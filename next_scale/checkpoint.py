@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,15 +15,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from next_scale.allowance import Allowance, check_types
 from next_scale.errors import UserError, first_line
+from next_scale.files import settle
 from next_scale.hub import hub_file
 from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
-from next_scale.predictors import predictor_class
+from next_scale.predictors import NextScale, predictor_class
+from next_scale.predictors.interface import Predictor
 from next_scale.provenance import KEY
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
+from next_scale.schedule import StrideSchedule
 from next_scale.tokenizer import Tokenizer
+from next_scale.transformer import Transformer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "next-scale"
@@ -82,10 +88,13 @@ def save_pretrained(
             Path(scratch, CONFIG).write_text(config + "\n")
             os.chmod(Path(scratch, WEIGHTS), Path(scratch, CONFIG).stat().st_mode)  # safetensors keeps others out
             for name in (WEIGHTS, CONFIG):
+                settle(Path(scratch, name))
+            for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch, name), folder / name)
     except (OSError, SafetensorError) as error:  # the latter where the disk is full
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot write the checkpoint to {folder}: {reason}") from error
+        mend = "free space or write elsewhere"
+        raise UserError(f"cannot write the checkpoint to {folder}: {reason}; {mend}") from error
     return folder
 
 
@@ -93,13 +102,17 @@ def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> T
     """Load a model from a folder, a ``.safetensors`` file, or the hub: ``owner/name`` or ``owner/name@revision``.
 
     Raises:
-        UserError: nothing there, not a checkpoint of ours, truncated, or weights that do not fit the configuration.
+        UserError: nothing there, not a checkpoint of ours, truncated, or weights that do not fit the configuration,
+            which is told before anything of the size that it asks for is allocated.
     """
     path = _locate(source)
-    config, state = _read(path)
-    model = _build(config, path)
-    check_fit(model, state, path)
-    load_weights(model, state)
+    config, shapes = _read_header(path)
+    model = _build(config, shapes, path)
+    check_fit(model, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}, path)
+    try:
+        load_weights(model, _read_tensors(path))
+    except (RuntimeError, TypeError) as error:  # a kind of number that does not convert
+        raise UserError(f"{path} has tensors that cannot be loaded: {first_line(error)}") from error
     return model.eval().to(device)
 
 
@@ -110,7 +123,7 @@ def autoencoder_name(source: str | Path) -> str:
         UserError: nothing there, not a checkpoint of ours, truncated, or a configuration without a name.
     """
     path = _locate(source)
-    config, _ = _read(path, tensors=False)
+    config, _ = _read_header(path)
     try:
         return str(config["autoencoder"]["name"])
     except (KeyError, TypeError) as error:
@@ -123,7 +136,7 @@ def provenance_of(source: str | Path) -> dict | None:
     Raises:
         UserError: nothing there, not a checkpoint of ours, or truncated.
     """
-    config, _ = _read(_locate(source), tensors=False)
+    config, _ = _read_header(_locate(source))
     found = config.get(KEY)
     return found if isinstance(found, dict) else None
 
@@ -143,43 +156,79 @@ def _locate(source: str | Path) -> Path:
     return hub_file(text, WEIGHTS)
 
 
-def _read(path: Path, tensors: bool = True) -> tuple[dict, dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in (file.keys() if tensors else ())}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+def _read_header(path: Path) -> tuple[dict, dict[str, list[int]]]:
+    """The configuration, and the shape of every tensor; no tensor is read."""
+    with _whole(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
     try:
         config = json.loads(metadata["config"])
         known = config["format"] == FORMAT
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         known = False
     if not known:
         raise UserError(f"{path} is a safetensors file but not a checkpoint of this project: it has no configuration")
     if config.get("version") != 1:
-        raise UserError(f"{path} has checkpoint version {config.get('version')}; this program reads version 1")
-    return config, state
+        version = str(config.get("version"))[:20]
+        raise UserError(f"{path} has checkpoint version {version}; this program reads version 1")
+    return config, shapes
 
 
-def _build(config: dict, path: Path) -> Tokenizer | Generator:
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    with _whole(path), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what the reader of safetensors raises, whose header a stranger wrote, into one line."""
     try:
-        options = dict(config["autoencoder"])
-        name = options.pop("name")
-        if name not in _AUTOENCODERS:
-            raise UserError(f"{path} needs the autoencoder '{name}'; known here: {', '.join(_AUTOENCODERS) or 'none'}")
-        tokenizer = Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
-        if config["kind"] == "tokenizer":
-            return tokenizer
-        options = dict(config["predictor"])
-        # the first checkpoints had no name
-        kind = predictor_class(options.pop("name", "any_length" if "strides" in options else "next_scale"))
-        with without_weights():  # of a codec, which may bring its own, there are few
-            predictor = kind.from_config(options)
-        return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
+
+
+def _build(config: dict, shapes: Mapping[str, list[int]], path: Path) -> Tokenizer | Generator:
+    try:
+        elsewhere = config["autoencoder"].get("weights") is not None
+        with Allowance(shapes.values(), path, elsewhere):
+            return _built(config, path)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:  # constructors given arbitrary values raise almost anything
         raise _unbuildable(path, error) from error
 
 
+def _built(config: dict, path: Path) -> Tokenizer | Generator:
+    options = dict(config["autoencoder"])
+    name = options.pop("name")
+    if name not in _AUTOENCODERS:
+        raise UserError(f"{path} needs the autoencoder '{name}'; known here: {', '.join(_AUTOENCODERS) or 'none'}")
+    check_types(config["quantizer"], MultiScaleQuantizer)
+    tokenizer = Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
+    if config["kind"] == "tokenizer":
+        return tokenizer
+    options = dict(config["predictor"])
+    # the first checkpoints had no name
+    kind = predictor_class(options.pop("name", "any_length" if "strides" in options else "next_scale"))
+    check_types(options, Transformer, NextScale, kind)  # some families hand options on to these
+    with without_weights():  # of a codec, which may bring its own, there are few
+        predictor = kind.from_config(options)
+    _check_pair(tokenizer, predictor, path)
+    check_types(config["sampling"], SamplingOptions)
+    return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
+
+
+def _check_pair(tokenizer: Tokenizer, predictor: Predictor, path: Path) -> None:
+    """Raise UserError where a predictor was made for other tokens than those of its tokenizer."""
+    quantizer = tokenizer.quantizer
+    strides = isinstance(quantizer.schedule, StrideSchedule)
+    schedule = getattr(predictor, "strides", None) if strides else predictor.schedule
+    if schedule != quantizer.schedule or predictor.codebook_size != quantizer.codebook_size:
+        raise UserError(f"{path} has a predictor for other tokens than those of its tokenizer")
+
+
 def _unbuildable(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} has a configuration that does not build a model: {error!r}")
+    return UserError(
+        f"{path} has a configuration that does not build a model: {type(error).__name__}: {first_line(error)[:200]}"
+    )

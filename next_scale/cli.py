@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only what computes imports i
     from next_scale.tokenizer import Tokenizer
 
 MOST_SAMPLES = 100_000  # that one command makes
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: of the disk, of the user, of one file
 DEFAULT = "the model that comes with the package"  # what commands use where no checkpoint is named
 
 
@@ -60,7 +61,8 @@ def run_program(program: str, main: Callable[[list[str]], int | None], argv: Seq
         except UserError as error:
             code = _complain(program, f"error: {error}", 2)
         except OSError as error:
-            code = _complain(program, f"error: {error.filename or 'output'}: {error.strerror or error}", 2)
+            mend = "; free space or write elsewhere" if error.errno in _FULL else ""
+            code = _complain(program, f"error: {error.filename or 'output'}: {error.strerror or error}{mend}", 2)
         except (MemoryError, RuntimeError) as error:
             # torch.OutOfMemoryError, named without importing torch
             if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":
@@ -484,7 +486,7 @@ class Outputs:
 
 
 def _cannot_write(path: str | Path, error: OSError) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in _FULL:
         mend = "free space or write elsewhere"
     elif error.errno in (errno.ENOTDIR, errno.EEXIST):
         mend = "a part of this path is a file; name a folder"

@@ -15,7 +15,7 @@ from next_scale.errors import UserError
 
 NOT_GIVEN = -1  # index of a field that is left out
 
-ConditionSpec = dict[str, list[str | int]]
+ConditionSpec = dict[str, list[str | int | float]]
 """Field name -> its values in order: ``{"label": ["bass", "flute"], "pitch": [36, 37, ...]}``."""
 
 

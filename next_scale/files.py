@@ -41,6 +41,12 @@ def check_readable(path: str | os.PathLike, kind: str, mend: str) -> None:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
+def settle(path: str | os.PathLike) -> None:
+    """Wait until the disk has all of a file, so that a move after it cannot come to last without it."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_whole(path: str | os.PathLike, data: bytes | memoryview) -> None:
     """Write a file beside its target under another name, and move it over the target.
 

@@ -61,13 +61,18 @@ def fit(
     """
     from jsonargparse import ArgumentError, set_parsing_settings
     from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-    from lightning.pytorch.cli import LightningCLI
+    from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from next_scale.exact import RandomState
+    from next_scale.files import write_whole
     from next_scale.provenance import recipe_of
     from next_scale.quiet import quiet_lightning
     from next_scale.training import ExponentialAverage, Export, Provenance
+    from next_scale.whole_checkpoint import keep_whole, resumable
+    from next_scale.yaml_limits import limit_yaml
+
+    limit_yaml()
 
     quiet_lightning()
     trusted = (preview.__module__.partition(".")[0], *TRUSTED)
@@ -76,10 +81,27 @@ def fit(
     else:
         set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=list(trusted))
 
+    class WholeConfig(SaveConfigCallback):
+        """Writes the recipe as it was read beside the logs, whole or not at all."""
+
+        def setup(self, trainer, pl_module, stage) -> None:
+            folder = Path(trainer.log_dir)  # asked for by all processes, of which the first tells the others
+            if trainer.is_global_zero and not self.already_saved:
+                folder.mkdir(parents=True, exist_ok=True)
+                text = self.parser.dump(self.config, skip_none=False)
+                write_whole(folder / self.config_filename, text.encode())
+            self.already_saved = True
+
     class RecipeCLI(LightningCLI):
         def parse_arguments(self, parser, args) -> None:
-            super().parse_arguments(parser, args)
-            _check_resumable(self.config["fit"].get("ckpt_path"))
+            try:
+                super().parse_arguments(parser, args)
+            except (ArgumentError, UserError):
+                raise
+            except Exception as error:  # whatever jsonargparse meets in values of the wrong kind
+                raise UserError(f"the recipe cannot be read: {type(error).__name__}: {first_line(error)}") from error
+            given, folder = self.config["fit"].get("ckpt_path"), self.config["fit"]["checkpoint"].get("dirpath")
+            self.config["fit"]["ckpt_path"] = resumable(given, folder)
 
         def before_instantiate_classes(self) -> None:
             _check_precision(self.config["fit"])
@@ -91,6 +113,7 @@ def fit(
                 raise UserError(f"the recipe's trainer cannot run here: {first_line(error)}") from error
 
         def after_instantiate_classes(self) -> None:
+            keep_whole(self.trainer)
             if not self.model.automatic_optimization and self.trainer.gradient_clip_val is not None:
                 raise UserError("adversarial training clips by model.clip: leave out trainer.gradient_clip_val")
             # with it Lightning would start the random numbers of several processes anew, but not those of one
@@ -120,7 +143,7 @@ def fit(
             data_base or data,
             subclass_mode_data=data_base is not None,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=WholeConfig,
             parser_kwargs={"prog": program, "exit_on_error": False, "fit": {"exit_on_error": False}},
             args=["fit", *arguments],
         )
@@ -138,17 +161,6 @@ def _one_line(message: str, trusted: Sequence[str]) -> str:
         )
     lines = [line.strip(" -") for line in message.splitlines()]
     return " ".join(line for line in lines if line and not _NOISE.match(line))
-
-
-def _check_resumable(path: str | None) -> None:
-    """Raise UserError where `--ckpt_path` names a file that is no training checkpoint."""
-    import zipfile
-
-    if path is None or path in ("best", "last", "hpc") or path.startswith("registry"):
-        return
-    if not zipfile.is_zipfile(path):
-        cause = "is not a whole checkpoint of a training" if Path(path).exists() else "does not exist"
-        raise UserError(f"--ckpt_path {path} {cause}; give a .ckpt file such as checkpoints/last.ckpt")
 
 
 def _check_precision(config: Mapping) -> None:

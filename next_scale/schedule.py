@@ -13,6 +13,8 @@ from torch import Tensor
 from next_scale.errors import UserError
 from next_scale.resample import downsample
 
+MOST_SCALES, MOST_TOKENS = 1024, 1 << 22  # far above any use; a schedule of a few bytes could otherwise fill the memory
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -25,7 +27,8 @@ class Schedule:
         sizes: one tuple a scale: ``((1,), (2,), (4,))`` in 1D, ``((1, 1), (2, 2))`` in 2D.
 
     Raises:
-        UserError: no scale, a size below 1, mixed numbers of dimensions, or a size smaller than the one before.
+        UserError: no scale, a size below 1, mixed numbers of dimensions, a size smaller than the one before, or more
+            than 1,024 scales or 2^22 tokens.
 
     Shape notation: K scales, n_k tokens of scale k, L = sum n_k tokens in all.
     """
@@ -39,6 +42,8 @@ class Schedule:
             raise UserError("a schedule needs at least one scale, such as '1 2 4 8'")
         if len({len(size) for size in sizes}) != 1:
             raise UserError(f"every scale of a schedule needs the same number of dimensions, got {self}")
+        if len(sizes) > MOST_SCALES or sum(math.prod(map(abs, size)) for size in sizes) > MOST_TOKENS:
+            raise UserError(f"a schedule has at most {MOST_SCALES:,} scales and {MOST_TOKENS:,} tokens")
         if min(min(size) for size in sizes) < 1:
             raise UserError(f"every size of a schedule must be at least 1, got {self}")
         for smaller, larger in zip(sizes, sizes[1:], strict=False):

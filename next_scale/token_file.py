@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from next_scale.errors import UserError
+from next_scale.files import settle
 from next_scale.schedule import Schedule
 
 MAGIC = b"NSTK"
@@ -106,6 +107,7 @@ def write_token_file(path: str | Path, file: TokenFile) -> int:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".partial-") as scratch:
             partial = Path(scratch, path.name)
             partial.write_bytes(body)
+            settle(partial)
             os.replace(partial, path)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; write elsewhere") from error

@@ -130,7 +130,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.width, self.depth, self.heads = width, depth, heads
         self.shared_modulation = shared_modulation
-        paths = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        paths = (drop_path * i / max(depth - 1, 1) for i in range(depth))
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, qk_norm, softmax_scale, dropout, path) for path in paths
         )

@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import Any
 
 from audio_var.codecs.base import Codec
+from next_scale.allowance import check_types
 from next_scale.checkpoint import register_autoencoder
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 
 # name -> module here and class in it
 CODECS = {
@@ -30,10 +31,12 @@ def build_codec(name: str, **options: Any) -> Codec:
     if name not in CODECS:
         raise UserError(f"unknown codec '{name}': choose one of {', '.join(CODECS)}")
     module, kind = CODECS[name]
+    codec = getattr(import_module(f"audio_var.codecs.{module}"), kind)
+    check_types(options, codec)
     try:
-        return getattr(import_module(f"audio_var.codecs.{module}"), kind)(**options)
+        return codec(**options)
     except TypeError as error:
-        raise UserError(f"codec '{name}' cannot be built: {error}") from error
+        raise UserError(f"codec '{name}' cannot be built: {first_line(error)}") from error
 
 
 for _name in CODECS:

@@ -14,6 +14,8 @@ from audio_var.harmonics import tune_harmonics
 from audio_var.phase import locked_phase
 from next_scale.errors import UserError
 
+_MOST_POLISH = 1000
+
 
 class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, layer norm, two-layer MLP, learned residual gain (ConvNeXt, arXiv 2201.03545, in 1D)."""
@@ -87,6 +89,11 @@ class SpectrumCodec(Codec):
         fundamentals: Sequence[float] | None,
     ):  # fmt: skip
         super().__init__(sample_rate=sample_rate, hop=hop, latent_channels=latent_channels)
+        if not (1 <= frame_hop <= fft_size and fft_size % 2 == 0 and 0 <= polish <= _MOST_POLISH):
+            raise UserError(
+                f"an STFT has an even fft_size and a hop of 1 to fft_size, and polish is 0 to {_MOST_POLISH}, got "
+                f"{fft_size}, {frame_hop} and {polish}"
+            )
         if fundamentals is not None and not 0 < fundamentals[0] < fundamentals[1]:
             raise UserError(f"fundamentals must be two rising frequencies in Hz, got {list(fundamentals)}")
         self.fft_size, self.frame_hop, self.polish, self.fundamentals = fft_size, frame_hop, polish, fundamentals

@@ -164,7 +164,7 @@ def load_clips(
             break
         path = paths[index]
         try:
-            samples = read_audio(path, rate, max_seconds=None)[: round(seconds * rate)]
+            samples = read_audio(path, rate, max_seconds=None, first=seconds)[: round(seconds * rate)]
         except UserError:
             skipped["damaged"] += 1
             continue

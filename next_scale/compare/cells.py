@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from next_scale.errors import UserError
+
+_MOST_CELLS = 10_000  # of one group
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Plan:
         """All cells, in the order of the plan, each once.
 
         Raises:
-            UserError: a group names what the plan does not have.
+            UserError: a group names what the plan does not have, or asks for more than 10,000 cells.
         """
         found: dict[Cell, None] = {}
         for group in self.cells:
@@ -147,6 +150,8 @@ class Plan:
                     if name not in known:
                         raise UserError(f"the plan has no {what} '{name}'; it has {', '.join(known)}")
             parts = group.tokenizers, group.predictors, group.sizes, group.seeds, group.match
+            if math.prod(map(len, parts)) > _MOST_CELLS:
+                raise UserError(f"a group of the plan asks for more than {_MOST_CELLS:,} cells: shorten its lists")
             found |= {Cell(*values): None for values in product(*parts)}
         return list(found)
 
@@ -181,16 +186,19 @@ def read_plan(path: str | Path) -> Plan:
     Raises:
         UserError: not there, no YAML, or a key or value that a plan cannot have, by name.
     """
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ArgumentParser
+
+    from next_scale.yaml_limits import limit_yaml
 
     if not Path(path).is_file():
         raise UserError(f"there is no plan {path}: give a YAML file such as recipes/compare/debug.yaml")
+    limit_yaml()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Plan)
     try:
         plan = parser.instantiate_classes(parser.parse_path(str(path)))
         plan = Plan(**vars(plan))
-    except (ArgumentError, TypeError, ValueError) as error:
+    except Exception as error:  # jsonargparse, and whatever it meets in values of the wrong kind
         raise UserError(f"{path} is no plan: {' '.join(str(error).split())[:300]}") from error
     plan.list_cells()
     if plan.training.flops_of not in plan.predictors:

@@ -32,29 +32,45 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from next_scale import provenance
+from next_scale.errors import UserError
 
 RESULTS, PLAN = "results.jsonl", "plan.yaml"
 
 
 def append_record(folder: Path, record: dict) -> None:
-    """Add one line; several processes may."""
+    """Add one line, whole or not at all; several processes may.
+
+    Raises:
+        UserError: a full disk, or anything else that stops it.
+    """
     line = (json.dumps(record, allow_nan=False) + "\n").encode()
-    with open(folder / RESULTS, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
+    path = folder / RESULTS
+    try:
+        with open(path, "ab+", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            before = file.seek(0, os.SEEK_END)
+            try:
+                if before and os.pread(file.fileno(), 1, before - 1) != b"\n":  # after a line that a kill cut off
+                    line = b"\n" + line
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; free space and run it again") from error
 
 
 def read_records(folder: Path) -> dict[str, dict]:
     """The last record of each cell and tokenizer, by id; a line that a kill left unfinished is passed over."""
     found: dict[str, dict] = {}
     path = folder / RESULTS
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         try:
             record = json.loads(line)
             found[record["id"]] = record
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
     return found
 

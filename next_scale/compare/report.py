@@ -28,7 +28,7 @@ from next_scale.compare.verdict import (
     setting_of,
     spoken,
 )
-from next_scale.errors import UserError
+from next_scale.errors import UserError, first_line
 
 _TITLE = "Next-scale prediction in 1D and 2D"
 
@@ -45,14 +45,23 @@ def write_report(folder: Path, out: Path) -> Path:
         raise UserError(f"{folder} holds no {RESULTS}: give the folder of `next-scale compare run --out`")
     loader = PackageLoader("next_scale.compare", package_path="")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    text = environment.get_template("report.html").render(**_content(folder, read_records(folder)))
+    try:
+        text = environment.get_template("report.html").render(**_content(folder, read_records(folder)))
+    except (OSError, MemoryError, UserError):
+        raise
+    except Exception as error:  # records are JSON that anybody may have written, and all of their keys are needed
+        cause = f"{type(error).__name__}: {first_line(error)[:200]}"
+        raise UserError(
+            f"{folder / RESULTS} has a record that cannot be shown ({cause}): remove its line, or run its cell again"
+        ) from error
     part = out.with_name(f".{out.name}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(text, encoding="utf-8")
         os.replace(part, out)
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+        part.unlink(missing_ok=True)
+        raise UserError(f"cannot write {out}: {error.strerror or error}; free space or write elsewhere") from error
     return out
 
 

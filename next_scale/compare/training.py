@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from next_scale.exact import RandomState
 from next_scale.training import ExponentialAverage
+from next_scale.whole_checkpoint import WholeCheckpointIO, is_whole
 
 _KEPT_EVERY = 100  # steps
 
@@ -48,7 +49,8 @@ def trainer_for(
         check_val_every_n_epoch=None,
         val_check_interval=max(1, steps // (validations or 1)),
         limit_val_batches=8 if validations else 0,
+        plugins=[WholeCheckpointIO()],
         callbacks=[*callbacks, RandomState(), ExponentialAverage(average), keep],
     )
     last = checkpoints / "last.ckpt"
-    return trainer, str(last) if last.is_file() else None
+    return trainer, str(last) if is_whole(last) else None  # a damaged one is the only one: begin again

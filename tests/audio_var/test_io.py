@@ -146,3 +146,12 @@ def test_import_is_light():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+def test_only_the_start(tmp_path):
+    """The first seconds alone are those of the whole file."""
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).uniform(-0.5, 0.5, 1_000_000), 44_100)
+    whole = read_audio(tmp_path / "a.wav", 16_000)
+    start = read_audio(tmp_path / "a.wav", 16_000, max_seconds=None, first=2.0)
+    assert 2 * 16_000 <= len(start) < len(whole) / 3
+    np.testing.assert_array_equal(start[: 2 * 16_000], whole[: 2 * 16_000])

@@ -84,6 +84,15 @@ def test_long_notes(tiny_generator):
     assert 1.0 <= len(sound) / RATE < 1.1 and sound[12_000:15_000].abs().max() > 0.05
 
 
+def test_a_model_of_very_short_clips(tmp_path):
+    """Clips of 64 samples, fewer than a window of the spectra that compare their timbre."""
+    from next_scale.checkpoint import from_pretrained
+    from tests.fuzz.seeds import model_folder
+
+    sound = perform(from_pretrained(model_folder()), Score((Note(0.0, 0.1, 60, 80),)), "a").sound
+    assert sound.isfinite().all() and 0.1 <= len(sound) / RATE < 0.3
+
+
 def test_command(works, tiny_checkpoint, midi, tmp_path):
     argv = ["play", midi, "--checkpoint", tiny_checkpoint, "--device", "cpu"]
     out = works(*argv, "--label", "flute", "--out", "a.wav", "--plot", "a.png").splitlines()

@@ -28,6 +28,7 @@ from next_scale.cli import (
 from next_scale.errors import UserError
 from next_scale.sampling import SamplingOptions
 
+FULL = "No space left on device; free space or write elsewhere"
 SPEC = {"label": ["bass", "flute", "french horn, muted"], "pitch": list(range(36, 85)), "velocity": [45, 80, 115]}
 
 
@@ -47,7 +48,7 @@ class OutOfMemoryError(RuntimeError):
     [
         (UserError("no such\nthing"), 2, "prog: error: no such thing"),
         (KeyboardInterrupt(), 130, "prog: interrupted"),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "prog: error: output: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, f"prog: error: output: {FULL}"),
         (MemoryError(), 2, "prog: error: out of memory; lower --batch-size or give a shorter input"),
         (OutOfMemoryError("CUDA"), 2, "prog: error: out of memory; lower --batch-size or give a shorter input"),
     ],
@@ -84,7 +85,7 @@ def test_full_standard_output():
     with open("/dev/full", "w") as full:
         done = subprocess.run(program("def main(argv): print('x')"), stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
-    assert done.stderr == "prog: error: output: No space left on device\n"
+    assert done.stderr == f"prog: error: output: {FULL}\n"
 
 
 def test_terminated_leaves_nothing(tmp_path):
