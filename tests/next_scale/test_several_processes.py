@@ -75,7 +75,7 @@ def test_exports_are_those_of_one_process(run, alone, together):
 
 def test_codebooks_were_revived_together(alone, together):
     """The run is one in which codes die: else it would say nothing about their revival."""
-    assert together[0]["tokenizer"][0]["revived"] == alone[0]["tokenizer"]["revived"] > 5
+    assert together[0]["tokenizer"][0]["revived"] == alone[0]["tokenizer"]["revived"] > 0
     perplexity = alone[0]["tokenizer"]["perplexity"]
     assert perplexity[3] is None and perplexity[4] is not None
     assert together[0]["tokenizer"][0]["perplexity"][4:] == pytest.approx(perplexity[4:], abs=1e-3)
