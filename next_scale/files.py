@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
 from next_scale.errors import UserError
@@ -71,3 +74,15 @@ def user_cache(name: str) -> Path:
     else:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "next-scale" / name
+
+
+def manifest_of(folder: Path, files: Iterable[Path], **options: object) -> str:
+    """SHA-256 of what a data set is made of: the files' paths in the folder and sizes, and how they are read.
+
+    Contents are not read: a file that is replaced by another of the same name and size goes unnoticed.
+
+    Args:
+        options: JSON values that decide what is made of the files.
+    """
+    listed = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files]
+    return hashlib.sha256(json.dumps([listed, options], sort_keys=True).encode()).hexdigest()
