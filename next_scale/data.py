@@ -1,11 +1,7 @@
 """What the data modules of all modalities share: batches of the three splits of a data set."""
 
-import hashlib
-import json
 import logging
 from abc import abstractmethod
-from collections.abc import Iterable
-from pathlib import Path
 
 import lightning
 import torch
@@ -16,18 +12,6 @@ from next_scale.errors import UserError
 from next_scale.exact import HeldOutLoader, TrainingLoader
 
 logger = logging.getLogger(__name__)
-
-
-def manifest_of(folder: Path, files: Iterable[Path], **options: object) -> str:
-    """SHA-256 of what a data set is made of: the files' paths in the folder and sizes, and how they are read.
-
-    Contents are not read: a file that is replaced by another of the same name and size goes unnoticed.
-
-    Args:
-        options: JSON values that decide what is made of the files.
-    """
-    listed = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files]
-    return hashlib.sha256(json.dumps([listed, options], sort_keys=True).encode()).hexdigest()
 
 
 class SampleDataModule(lightning.LightningDataModule):

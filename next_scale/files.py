@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import json
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -88,3 +90,15 @@ def alone(path: str | os.PathLike) -> Iterator[None]:
     with open(path, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def manifest_of(folder: Path, files: Iterable[Path], **options: object) -> str:
+    """SHA-256 of what a data set is made of: the files' paths in the folder and sizes, and how they are read.
+
+    Contents are not read: a file that is replaced by another of the same name and size goes unnoticed.
+
+    Args:
+        options: JSON values that decide what is made of the files.
+    """
+    listed = [[path.relative_to(folder).as_posix(), path.stat().st_size] for path in files]
+    return hashlib.sha256(json.dumps([listed, options], sort_keys=True).encode()).hexdigest()

@@ -13,8 +13,8 @@ import torch
 from torch.utils.data import Dataset
 
 from audio_var.io import check_audio
-from next_scale.data import manifest_of
 from next_scale.errors import UserError
+from next_scale.files import manifest_of
 from next_scale.splits import check_split, split_of
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class AudioFolder(Dataset):
 
     @property
     def manifest_sha256(self) -> str:
-        """Hash of the files and of how they are read, see :func:`next_scale.data.manifest_of`."""
+        """Hash of the files and of how they are read, see :func:`next_scale.files.manifest_of`."""
         options = (self.sample_rate, self.clip_samples, self.loudness, self.trim_silence_db, self.random_crop)
         return manifest_of(self.folder, self.files, labels=self.labels, options=options)
 

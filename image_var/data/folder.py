@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import Dataset
 
 from image_var.io import SUFFIXES, check_image, read_image
-from next_scale.data import manifest_of
 from next_scale.errors import UserError
+from next_scale.files import manifest_of
 from next_scale.splits import SPLITS, check_split, split_of
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ class ImageFolder(Dataset):
 
     @property
     def manifest_sha256(self) -> str:
-        """Hash of the files and of how they are read, see :func:`next_scale.data.manifest_of`."""
+        """Hash of the files and of how they are read, see :func:`next_scale.files.manifest_of`."""
         options = (self.size, self.channels, self.random_crop, self.flip)
         return manifest_of(self.folder, self.files, labels=self.labels, options=options)
 

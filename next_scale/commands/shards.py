@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -76,10 +77,11 @@ def tokenize_dataset(args: argparse.Namespace, backend: Backend) -> None:
             batch_size=args.batch_size, seed=args.seed,
         )  # fmt: skip
         writers.append(ShardWriter(out / split, plan, dataset))
-    with progress("tokenizing", sum(writer.plan.samples for writer in writers)) as advance:
+    total = sum(writer.plan.samples for writer in writers)
+    with progress("tokenizing", total) if first_process() else nullcontext() as advance:
         indices = predict_shards(
             writers, tokenizer, devices=args.devices, nodes=args.nodes, accelerator=args.accelerator,
-            workers=args.workers, advance=advance if first_process() else None,
+            workers=args.workers, advance=advance,
         )  # fmt: skip
     for writer, index in zip(writers, indices or (), strict=bool(indices)):
         size = sum(shard.bytes for shard in index.shards)

@@ -130,7 +130,9 @@ def parse_index(text: bytes, source: str, planned: bool = False) -> ShardIndex:
         return _checked(values, planned)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, UserError) as error:
         reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error).splitlines()[0][:200]
-        raise UserError(f"{source} makes no sense ({reason}): copy it or tokenize the data again") from error
+        raise UserError(
+            f"{source} makes no sense ({reason}): copy it again, or delete the folder and tokenize the data again"
+        ) from error
 
 
 def _checked(values: dict, planned: bool) -> ShardIndex:

@@ -140,6 +140,9 @@ class Remote:
         try:
             with _opened(f"{self.url}/{INDEX}") as file:
                 return file.read(MOST_INDEX + 1)
+        except ImportError as error:
+            mend = "install it (for s3 the extra `shards`, which brings s3fs)"
+            raise UserError(f"{self.url} needs a package that is not here ({first_line(error)}): {mend}") from error
         except Exception as error:  # whatever the network and its libraries raise
             # fsspec says so too where nobody answered
             status = getattr(error.__cause__, "status", 404 if error.__cause__ is None else None)

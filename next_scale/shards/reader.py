@@ -1,6 +1,7 @@
 """A set of shards as a data set: any sample at once, whole batches faster, and an order that reads the disk in a row.
 
-Measured beside litdata and webdataset (recipes/benchmarks/LOADER.md), this is why the order and the reading are ours.
+The order and the reading are ours: measured (recipes/benchmarks/LOADER.md), litdata's order is another for every number
+of workers, webdataset cannot resume within an epoch, and both read rows of tokens at a tenth of the speed or less.
 """
 
 from __future__ import annotations
