@@ -18,8 +18,9 @@ sample: install
 	audio-var generate --label flute --label brass --label guitar --label organ --pitch 60 --pitch 67 --count 1 --seed 0 \
 		--out clips --plot clips/spectrograms.png
 
+# A process a core; the tests of a file stay together, for they share what they train.
 test: install
-	python -m pytest
+	python -m pytest -n auto --dist loadfile
 
 # The recipes in miniature, on the demo data that ships: each must lower its loss by the amount it states.
 debug: install

@@ -1,10 +1,12 @@
-"""Kill trainings and generations at random moments, resume them, and fail unless they end as those left alone do.
+"""Kill commands at random moments, run them again, and fail unless they end as those left alone do.
 
 python -m recipes.check_kills [--kills 20] [--seed 0]
 
-Trains a tokenizer and, on the tokens it makes, a predictor, and generates clips: once undisturbed, and once with
-SIGKILL, as a full memory sends it. After every kill all files must be whole; in the end weights, averages, optimizers
-and clips must be those of the undisturbed run, bit for bit.
+Trains a tokenizer, writes the shards of tokens it makes, trains a predictor on them, and generates clips: once
+undisturbed, and once with kills. Two of three are SIGKILL, as a full memory sends it, the others SIGTERM, as a cluster
+does; and after every third kill of a training its newest checkpoint is cut in half, as by a power cut. After every
+kill all files must be whole; in the end weights, averages, optimizers, shards and clips must be those of the
+undisturbed run, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,30 +22,30 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import soundfile
 import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
 from next_scale.cli import whole_number
+from next_scale.whole_checkpoint import is_whole
 
 ROOT = Path(__file__).parents[1]
 SMALL = (
     "--trainer.enable_progress_bar false --trainer.enable_model_summary false --trainer.limit_val_batches 1 "
     "--checkpoint.every_n_train_steps 2 --trainer.val_check_interval 5 --trainer.max_steps 16"
 )
-RUNS = Path("runs/audio_notes_debug")
+RUNS, LAST = Path("runs/audio_notes_debug"), Path("checkpoints/last.ckpt")
 console = Console(stderr=True, highlight=False)
 
 
 class Stage(NamedTuple):
-    """A command, the checkpoint that it goes on from when it is run again, and where it writes."""
+    """A command, where it writes, and whether it is a training, which is told to go on where it stopped."""
 
     name: str
     command: str
-    checkpoint: Path | None
     out: Path
+    trains: bool = False
 
 
 STAGES = (
@@ -51,19 +53,25 @@ STAGES = (
         "tokenizer",
         "fit tokenizer --config recipes/audio_notes/tokenizer_debug.yaml --data.batch_size 4 --model.quantize_after 4 "
         f"--model.start_samples 16 --model.settle_at 11 --model.settle_samples 16 {SMALL}",
-        RUNS / "tokenizer/checkpoints/last.ckpt",
         RUNS / "tokenizer",
+        trains=True,
     ),
     Stage(
-        "tokens and predictor",
-        f"fit next-scale --config recipes/audio_notes/next_scale_debug.yaml --data.batch_size 4 {SMALL}",
-        RUNS / "next_scale/checkpoints/last.ckpt",
+        "shards",
+        f"tokenize-dataset samples/demo_notes --checkpoint {RUNS / 'tokenizer'} --out shards --shard-samples 8 "
+        "--batch-size 4",
+        Path("shards"),
+    ),
+    Stage(
+        "predictor",
+        "fit next-scale --config recipes/audio_notes/next_scale_debug.yaml "
+        f"--data next_scale.shards.ShardDataModule --data.folder shards --data.batch_size 4 {SMALL}",
         RUNS / "next_scale",
+        trains=True,
     ),
     Stage(
-        "generation",
+        "clips",
         f"generate --checkpoint {RUNS / 'next_scale'} --label flute brass --count 3 --seed 5 --out clips",
-        None,
         Path("clips"),
     ),
 )
@@ -72,8 +80,8 @@ STAGES = (
 def start(stage: Stage, folder: Path) -> subprocess.Popen:
     """Begin a stage, or go on with it, in a group of processes of its own."""
     command = [sys.executable, "-m", "audio_var", *stage.command.split()]
-    if stage.checkpoint is not None and (folder / stage.checkpoint).is_file():
-        command += ["--ckpt_path", str(stage.checkpoint)]
+    if stage.trains:
+        command += ["--ckpt_path", "last"]
     log = (folder / "log.txt").open("ab")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -87,29 +95,33 @@ def finish(stage: Stage, folder: Path) -> float:
     return time.monotonic() - began
 
 
-def disturb(stage: Stage, folder: Path, moment: float) -> str:
+def disturb(stage: Stage, folder: Path, moment: float, number: int) -> str:
     """Kill a stage so many seconds after its start; returns what that left behind, and raises where that is damaged."""
-    process = start(stage, folder)
+    last = folder / stage.out / LAST
+    cut = last.stat().st_mtime_ns if last.is_file() and not is_whole(last) else None  # until there is a newer one
+    process, polite = start(stage, folder), number % 3 == 2
     try:
         process.wait(moment)
         return "was done already" if process.returncode == 0 else f"failed with exit code {process.returncode}"
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        os.killpg(process.pid, signal.SIGTERM if polite else signal.SIGKILL)
+        process.wait(60)
     files = [path for path in (folder / stage.out).rglob("*") if path.is_file()]
-    whole = [read(path) for path in files + list((folder / RUNS / "tokens").rglob("*.npy"))]
-    step = ""
-    if stage.checkpoint is not None and (folder / stage.checkpoint).is_file():
-        step = f", at step {torch.load(folder / stage.checkpoint, weights_only=True)['global_step']}"
-    return f"killed after {moment:.1f} s: {sum(whole)} files, all whole{step}"
+    files = [path for path in files if path != last or path.stat().st_mtime_ns != cut]
+    told = f"{'stopped' if polite else 'killed'} after {moment:.1f} s: {sum(map(read, files))} files, all whole"
+    if last in files:
+        told += f", at step {torch.load(last, weights_only=True)['global_step']}"
+        if number % 3 == 1:
+            os.truncate(last, last.stat().st_size // 2)
+            told += ", cut in half then"
+    return told
 
 
 def read(path: Path) -> bool:
     """Whether this is a file that must be whole; raises where it is not."""
     if any(part.startswith(".") for part in path.parts[-3:]):  # what was under way, under another name
         return False
-    readers = {".ckpt": lambda p: torch.load(p, weights_only=True), ".safetensors": load_file, ".wav": soundfile.read,
-               ".npy": lambda p: np.load(p, allow_pickle=False)}  # fmt: skip
+    readers = {".ckpt": lambda p: torch.load(p, weights_only=True), ".safetensors": load_file, ".wav": soundfile.read}
     if path.suffix not in readers:
         return False
     readers[path.suffix](path)
@@ -118,16 +130,15 @@ def read(path: Path) -> bool:
 
 def same(stage: Stage, left_alone: Path, killed: Path) -> bool:
     """Whether a stage ended alike in two folders."""
-    if stage.checkpoint is None:
-        clips = sorted(path.name for path in (left_alone / stage.out).iterdir())
-        return clips == sorted(path.name for path in (killed / stage.out).iterdir()) and all(
-            (left_alone / stage.out / clip).read_bytes() == (killed / stage.out / clip).read_bytes() for clip in clips
-        )
-    exported = [(folder / stage.out / "model.safetensors").read_bytes() for folder in (left_alone, killed)]
+    folders = left_alone / stage.out, killed / stage.out
+    if not stage.trains:
+        files = [{p.relative_to(f): p.read_bytes() for p in f.rglob("*") if p.is_file()} for f in folders]
+        return bool(files[0]) and files[0] == files[1]
+    exported = [(folder / "model.safetensors").read_bytes() for folder in folders]
     if exported[0] != exported[1]:
         console.print("the exported models differ")
         return False
-    a, b = (torch.load(folder / stage.checkpoint, weights_only=True) for folder in (left_alone, killed))
+    a, b = (torch.load(folder / LAST, weights_only=True) for folder in folders)
     names = {"state_dict", "current_model_state", "averaging_state", "optimizer_states", "codebook_usage"} & set(a)
     try:
         torch.testing.assert_close({n: a[n] for n in names}, {n: b[n] for n in names}, rtol=0, atol=0)
@@ -154,8 +165,8 @@ def main(argv: list[str] | None = None) -> int:
         for i, stage in enumerate(STAGES):
             seconds = finish(stage, folders[0])
             kills = args.kills // len(STAGES) + (i < args.kills % len(STAGES))
-            for _ in range(kills):
-                told = disturb(stage, folders[1], moments.uniform(0.3, 1.0) * seconds)
+            for number in range(kills):
+                told = disturb(stage, folders[1], moments.uniform(0.4, 1.0) * seconds, number)
                 console.print(f"{stage.name}: {told}")
                 good &= "failed" not in told
             finish(stage, folders[1])

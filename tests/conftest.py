@@ -1,7 +1,11 @@
 """Tiny models with random weights, for everything that needs a model and not a good one."""
 
+import os
 import subprocess
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: more threads would only be in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
