@@ -89,7 +89,9 @@ def check_word(word: str, height: int, width: int) -> None:
         shown = ", ".join(f"{printable(letter)} (U+{ord(letter):04X})" for letter in dict.fromkeys(missing[:5]))
         raise UserError(f"the font has no glyph of {shown}: write the prompt in other characters")
     if _natural_width(word, height) * _NARROWEST > width:
-        raise UserError(f"the word '{printable(word[:20])}...' of {len(word)} letters is too long for a line: shorten it")
+        raise UserError(
+            f"the word '{printable(word[:20])}...' of {len(word)} letters is too long for a line: shorten it"
+        )
 
 
 def _natural_width(word: str, height: int) -> float:

@@ -197,8 +197,13 @@ class TokenPredictor(Predictor):
             (B, L, V) float32.
         """
 
-    def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
-        """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`."""
+    def loss(
+        self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor], given: Tensor | None = None
+    ) -> LossOutput:
+        """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`.
+
+        Tokens that are `given`, (B, L) bool, are seen and not learned; a scale of which all are counts nothing.
+        """
         logits = self.forward(inputs, condition)
         entropy = entropy_of(logits, tokens)
         target = entropy
@@ -206,14 +211,20 @@ class TokenPredictor(Predictor):
             uniform = logits.logsumexp(-1) - logits.mean(-1)
             target = torch.lerp(entropy, uniform, self.label_smoothing)
         weights = torch.tensor(self.schedule.counts, dtype=target.dtype, device=target.device) ** self.scale_power
-        loss = (self._scale_means(target) * weights).sum() / weights.sum()
+        if given is None:
+            means = self._scale_means
+        else:
+            weights = weights * self._scale_means((~given).to(target.dtype))
+
+            def means(values: Tensor) -> Tensor:
+                """Over what is learned of each scale: (B, L) -> (K,)."""
+                pairs = zip(self.schedule.split(values * ~given), self.schedule.split(~given), strict=True)
+                return torch.stack([part.sum() / mask.sum().clamp_min(1) for part, mask in pairs])
+
+        loss = (means(target) * weights).sum() / weights.sum()
         with torch.no_grad():
             hits = (logits.argmax(-1) == tokens).float()
-            return LossOutput(loss, self._scale_means(entropy), self._scale_means(hits))
-
-    def _scale_means(self, values: Tensor) -> Tensor:
-        """(B, L) -> (K,)."""
-        return torch.stack([part.mean() for part in self.schedule.split(values)])
+            return LossOutput(loss, means(entropy), means(hits))
 
     def log_prob(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Natural log-probability of tokens (B, L), summed within each scale: (B, K).
