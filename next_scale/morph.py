@@ -84,8 +84,8 @@ def given_tokens(schedule: Schedule, given: Tensor) -> Tensor:
 
 
 def default_scales(schedule: Schedule) -> int:
-    """How many scales of the words a morph starts with where nobody says: two thirds."""
-    return max(1, 2 * schedule.scales // 3)
+    """How many scales of the words a morph starts with where nobody says: all but three, which make the sample."""
+    return max(1, schedule.scales - 3)
 
 
 class MorphTraining:
@@ -94,7 +94,8 @@ class MorphTraining:
     Args:
         tokenizer: of the pyramids.
         predictor: one whose loss can leave tokens out.
-        share: of the samples; they begin with 1 to K - 2 scales of their drawn prompt, each number as likely.
+        share: of the samples; they begin with one scale of their drawn prompt or more, up to
+            :func:`default_scales`, each number as likely.
 
     Raises:
         UserError: a predictor or a tokenizer that cannot, or a share out of range.
@@ -122,7 +123,7 @@ class MorphTraining:
         words = torch.stack([self._words(text) for text in decode_prompts(condition[PROMPT])]).to(tokens.device)
         given = torch.full((len(tokens),), default_scales(schedule), device=tokens.device)
         if training:
-            given = torch.randint(1, max(2, schedule.scales - 1), given.shape, device=tokens.device)
+            given = torch.randint(1, default_scales(schedule) + 1, given.shape, device=tokens.device)
             given = given * (torch.rand(given.shape, device=tokens.device) < self.share)
         with torch.no_grad():
             latent = quantizer.decode(tokens) if latent is None else latent
@@ -142,14 +143,14 @@ def place_codebooks(quantizer: MultiScaleQuantizer, latent: Tensor, words: Tenso
     """Place a new quantizer's codebooks so that they serve plain pyramids and those that begin as words.
 
     Codebooks of fine scales are made for the little that is missing there, and not for what remains of words; here
-    half of the samples of the k-means begin with 1 to K - 3 scales of words.
+    half of the samples of the k-means begin with 1 to :func:`default_scales` scales of words.
 
     Args:
         latent, words: (N, C, *grid) of samples and of drawn words, as the autoencoder gives them, N in the thousands.
     """
     target, start = quantizer.project_in(latent), quantizer.project_in(words)
     schedule = quantizer.schedule_at(tuple(target.shape[2:]))
-    given = torch.randint(1, max(2, schedule.scales - 2), (len(target),), device=target.device)
+    given = torch.randint(1, default_scales(schedule) + 1, (len(target),), device=target.device)
     given = given * (torch.rand(len(target), device=target.device) < 0.5)
     total = torch.zeros_like(target)
     for k in range(schedule.scales):
@@ -170,7 +171,7 @@ def morph(
     Args:
         texts: B clean prompts, drawn.
         condition: as :meth:`next_scale.model.Generator.generate` takes it, with the same prompts.
-        scales: of the words, from 0 to K; two thirds by default.
+        scales: of the words, from 0 to K; :func:`default_scales` by default.
 
     Raises:
         UserError: a model that keeps no tokens or has no two dimensions, or more scales than there are.

@@ -187,7 +187,8 @@ class Transformer(nn.Module):
         """Embedded tokens (B, L, D) to head outputs (B, L - skip, V), in float32.
 
         With `cache`, x is one step: its tokens see each other and every token of the steps before, and join the cache.
-        Without, query i sees what `prefix` says; everything, if None. The first `skip` tokens are only there to be seen.
+        Without, query i sees what `prefix` says; everything, if None. The first `skip` tokens give no
+        output: they are there to be seen.
         """
         for layer, (block, six) in enumerate(zip(self.blocks, modulations.blocks, strict=True)):
             x = block(x, six, prefix, cache, layer)

@@ -65,8 +65,8 @@ class FrozenText(Words):
                 self._frozen.parts = model, transformers.AutoTokenizer.from_pretrained(self.source)
             except Exception as error:  # whatever the network and the library raise
                 raise UserError(
-                    f"no {self.kind} text model at {self.source} ({first_line(error)[:120]}): download it elsewhere and "
-                    "name its folder as words.source"
+                    f"no {self.kind} text model at {self.source} ({first_line(error)[:120]}): download it elsewhere "
+                    "and name its folder as words.source"
                 ) from error
         return self._frozen.parts
 

@@ -193,8 +193,8 @@ def test_prompts_that_nothing_takes(text):
 @pytest.mark.parametrize("kind", ["rendered", "bytes"])
 @pytest.mark.parametrize(
     "text",
-    ["two\nlines\tand more", "مرحبا", "שלום", "😀😂", "e\u0301\u0302\u0303\u0304\u0305", "\u202eevil\u202c", "ﬁ…½", "漢字", "🥾",
-     "a b c d e f g h i", "x" * 80],
+    ["two\nlines\tand more", "مرحبا", "שלום", "😀😂", "e\u0301\u0302\u0303\u0304\u0305", "\u202eevil\u202c", "ﬁ…½",
+     "漢字", "🥾", "a b c d e f g h i", "x" * 80],
 )  # fmt: skip
 def test_odd_prompts_are_read_or_refused(kind, text):
     torch.manual_seed(0)
