@@ -226,6 +226,10 @@ class TokenPredictor(Predictor):
             hits = (logits.argmax(-1) == tokens).float()
             return LossOutput(loss, means(entropy), means(hits))
 
+    def _scale_means(self, values: Tensor) -> Tensor:
+        """(B, L) -> (K,)."""
+        return torch.stack([part.mean() for part in self.schedule.split(values)])
+
     def log_prob(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Natural log-probability of tokens (B, L), summed within each scale: (B, K).
 
