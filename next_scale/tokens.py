@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from next_scale.checkpoint import from_pretrained
 from next_scale.cli import progress
 from next_scale.condition import ConditionSpec
+from next_scale.conditioning.captions import Captioned, Captions
 from next_scale.errors import UserError
 from next_scale.exact import HeldOutLoader, TrainingLoader
 from next_scale.files import alone
@@ -91,6 +92,7 @@ class TokenDataModule(TokenData):
         passes: times the training split is tokenized; more than one where samples are random crops.
         seed: of the order of the batches.
         latents: keep and give also the latents before quantization, which the family "flow" learns.
+        captions: what is said of the samples, in place of their condition fields. Token sets keep the fields.
     """
 
     def __init__(
@@ -102,9 +104,10 @@ class TokenDataModule(TokenData):
         passes: int = 1,
         seed: int = 0,
         latents: bool = False,
+        captions: Captions | None = None,
     ):
         super().__init__(batch_size, seed)
-        self.latents = latents
+        self.latents, self.captions = latents, captions
         self.source, self.checkpoint, self.root = source, tokenizer, Path(folder)
         self.passes = passes
         self._folder: Path | None = None
@@ -113,7 +116,9 @@ class TokenDataModule(TokenData):
     @property
     def condition_spec(self) -> ConditionSpec:
         """Fields and values of the conditions."""
-        return self.source.condition_spec
+        if self.captions is None:
+            return self.source.condition_spec
+        return self.captions.spec if self.captions.form == "labels" else {}
 
     def prepare_data(self) -> None:
         with torch.random.fork_rng(devices=[]):  # training draws the same whether or not tokens had to be made
@@ -133,7 +138,7 @@ class TokenDataModule(TokenData):
                 logger.warning("no %s tokens: %s", split, error)
                 continue
             plan = plan_shards(
-                dataset, self.condition_spec, tokenizer, split, name=self.source.name,
+                dataset, self.source.condition_spec, tokenizer, split, name=self.source.name,
                 passes=self.passes if split == "train" else 1, latents=self.latents,
             )  # fmt: skip
             if self._made(plan):
@@ -179,6 +184,11 @@ class TokenDataModule(TokenData):
         """Where the tokens of a split are, once they have been made."""
         return self._folder / split
 
-    def tokens(self, split: str) -> TokenSet | None:
+    def tokens(self, split: str) -> TokenSet | Captioned | None:
         folder = self.split_folder(split)
-        return TokenSet(folder, self.latents) if (folder / INDEX).is_file() else None
+        if not (folder / INDEX).is_file():
+            return None
+        tokens = TokenSet(folder, self.latents)
+        if self.captions is None:
+            return tokens
+        return Captioned(tokens, self.source.condition_spec, self.captions, split)

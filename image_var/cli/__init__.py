@@ -13,6 +13,7 @@ COMMANDS = {
     "detokenize": ("tokens", "token file -> image file"),
     "tokenize-dataset": ("shards", "a data set of images as shards of tokens, for training"),
     "edit": ("edit", "change an image: paint a part, vary, mix, repair"),
+    "morph": ("morph", "turn a picture of words into what they name, scale by scale"),
     "info": ("info", "what a checkpoint is and holds"),
     "import": ("published", "turn published VAR weights into a checkpoint"),
     "verify": ("published", "compare with what the published code computed"),
