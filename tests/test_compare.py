@@ -138,6 +138,8 @@ def test_from_outside_interrupted_and_failing(outside, tmp_path):
         (("dimension: 1d", "dimension: 3d"), "3d"),
         (("seeds: [0]", "seeds: [0], speed: 1"), "speed"),
         (("sizes: {tiny", "sizes: [{tiny"), "is no plan"),
+        (("  line:", "  ../../line:"), "'../../line' names a folder of results"),
+        (("  line:", "  yes:"), "'True' names a folder of results"),
     ],
 )
 def test_bad_plans_are_named(tmp_path, capsys, change, said):

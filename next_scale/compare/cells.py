@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from next_scale.errors import UserError
 
 _MOST_CELLS = 10_000  # of one group
+_NAME = re.compile(r"[^\W_][\w.+-]{0,60}")  # no way out of the folder of results
 
 
 @dataclass(frozen=True)
@@ -200,6 +202,9 @@ def read_plan(path: str | Path) -> Plan:
         plan = Plan(**vars(plan))
     except Exception as error:  # jsonargparse, and whatever it meets in values of the wrong kind
         raise UserError(f"{path} is no plan: {' '.join(str(error).split())[:300]}") from error
+    for name in [*plan.data, *plan.tokenizers, *plan.sizes, *plan.predictors]:
+        if not _NAME.fullmatch(str(name)) or not isinstance(name, str):
+            raise UserError(f"{path}: {str(name)[:60]!r} names a folder of results: use letters, digits and _ + - .")
     plan.list_cells()
     if plan.training.flops_of not in plan.predictors:
         raise UserError(
