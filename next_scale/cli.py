@@ -23,7 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from next_scale.errors import UserError, first_line
+from next_scale.errors import UserError, first_line, printable
 
 if TYPE_CHECKING:  # torch takes seconds to import: only what computes imports it
     import torch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: only what computes imports i
     from next_scale.tokenizer import Tokenizer
 
 MOST_SAMPLES = 100_000  # that one command makes
+_MOST_PROMPT_BYTES = 1 << 24  # of a file of prompts
 DEFAULT = "the model that comes with the package"  # what commands use where no checkpoint is named
 
 
@@ -70,7 +71,7 @@ def run_program(program: str, main: Callable[[list[str]], int | None], argv: Seq
 
 
 def _complain(program: str, message: str, code: int) -> int:
-    print(f"{program}: {' '.join(message.split())}", file=sys.stderr)
+    print(printable(f"{program}: {' '.join(message.split())}"), file=sys.stderr)
     return code
 
 
@@ -318,6 +319,42 @@ def add_condition_options(parser: argparse.ArgumentParser, fields: Mapping[str, 
         help="any condition of the checkpoint; a field without an option above also works as --FIELD VALUE",
     )
     parser.set_defaults(named_fields=tuple(fields), open_options=parser)
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """``--prompt`` and ``--prompt-file``, for :func:`requested_prompts`."""
+    group = parser.add_argument_group("words", "for models that take prompts; `info` says whether a checkpoint does")
+    group.add_argument(
+        "--prompt", nargs="+", action="extend", default=[], metavar="TEXT", help="what to make, each prompt in quotes"
+    )
+    group.add_argument("--prompt-file", metavar="FILE", help="prompts, one a line, in UTF-8")
+
+
+def requested_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts asked for, as they were given, each once.
+
+    Raises:
+        UserError: the file cannot be read, is no text, or holds no prompt, or too many.
+    """
+    from next_scale.files import check_readable
+
+    prompts = list(args.prompt)
+    if args.prompt_file is not None:
+        path = Path(args.prompt_file)
+        check_readable(path, "a file of prompts", "write a prompt a line into it")
+        if path.stat().st_size > _MOST_PROMPT_BYTES:
+            raise UserError(f"{path} is larger than {_MOST_PROMPT_BYTES:,} bytes: split it")
+        try:
+            lines = path.read_text(encoding="utf-8-sig").split("\n")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no text in UTF-8 (byte {error.start}): save it as UTF-8") from error
+        found = [line.strip("\r") for line in lines if line.strip()]
+        if not found:
+            raise UserError(f"{path} holds no prompt: write one a line into it")
+        prompts += found
+    if len(prompts) > MOST_SAMPLES:
+        raise UserError(f"more than {MOST_SAMPLES:,} prompts; give fewer")
+    return list(dict.fromkeys(prompts))
 
 
 def requested_conditions(args: argparse.Namespace, spec: ConditionSpec) -> list[dict[str, int]]:

@@ -1,15 +1,17 @@
-"""Conditions: named fields with a fixed list of values each, or with a vector, any of which may be left out."""
+"""Conditions: fields with a list of values each, vectors, and a prompt in words, any of which may be left out."""
 
 from __future__ import annotations
 
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from next_scale.conditioning import PROMPT, build_words, decode_prompts
 from next_scale.errors import UserError
 
 NOT_GIVEN = -1  # index of a field that is left out
@@ -87,16 +89,22 @@ def collate_conditions(
     """Conditions of B samples to a condition batch.
 
     Args:
-        conditions: field -> index, or vector (S,), in each; what one leaves out it leaves to the model.
+        conditions: field -> index, or vector (S,), or of "prompt" what
+            :func:`next_scale.conditioning.encode_prompt` gives, in each; what one leaves out it leaves to the model.
 
     Returns:
-        Field -> (B,) int64, -1 where not given; of a vector field (B, S) float32, NaN where not given.
+        Field -> (B,) int64, -1 where not given; of a vector field (B, S) float32, NaN where not given; "prompt", if any
+        sample has one, (B, N) int32, -1 after the end and where not given.
     """
     rows = list(conditions)
     batch = {name: torch.tensor([row.get(name, NOT_GIVEN) for row in rows], dtype=torch.int64) for name in spec}
     for name, size in (vectors or {}).items():
         absent = torch.full((size,), torch.nan)
         batch[name] = torch.stack([row.get(name, absent) for row in rows]) if rows else absent.new_zeros(0, size)
+    prompts = [row[PROMPT] for row in rows if PROMPT in row and PROMPT not in spec]
+    if prompts:
+        absent = torch.full_like(prompts[0], NOT_GIVEN)
+        batch[PROMPT] = torch.stack([row.get(PROMPT, absent) for row in rows])
     return batch
 
 
@@ -106,8 +114,10 @@ def any_given(condition: Mapping[str, Tensor]) -> bool:
 
 
 def _given(value: Tensor) -> Tensor:
-    """Which samples have a field: of indices (B,), or of vectors (B, S), (B,) bool."""
-    return ~value.isnan().any(-1) if value.is_floating_point() else value != NOT_GIVEN
+    """Which samples have a field: of indices (B,), vectors (B, S), or prompts (B, N), (B,) bool."""
+    if value.is_floating_point():
+        return ~value.isnan().any(-1)
+    return value != NOT_GIVEN if value.dim() == 1 else (value != NOT_GIVEN).any(-1)
 
 
 class VectorEmbedding(nn.Module):
@@ -135,8 +145,35 @@ class VectorEmbedding(nn.Module):
         return self.fc2(F.gelu(self.fc1(vectors), approximate="tanh"))
 
 
+class Encoded(NamedTuple):
+    """What a predictor gets of a condition batch.
+
+    vector: (B, D), for the adaptive norms and for what starts a sequence. prefix: (B, P, D), tokens that stand before
+    the first of the sequence and that all its tokens see; None without prompts.
+    """
+
+    vector: Tensor
+    prefix: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return 0 if self.prefix is None else self.prefix.shape[1]
+
+    def before(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, P + L, D)."""
+        return x if self.prefix is None else torch.cat([self.prefix, x], dim=1)
+
+    def beside(self, other: Encoded) -> Encoded:
+        """The samples of both, one batch after the other."""
+        prefix = None if self.prefix is None else torch.cat([self.prefix, other.prefix])
+        return Encoded(torch.cat([self.vector, other.vector]), prefix)
+
+
 class Conditioner(nn.Module):
     """Sum of one embedding a field; every field has an embedding of its own for "not given".
+
+    Beside fields there may be a prompt in words, which gives prefix tokens, and a summary that joins the sum.
 
     In training, `dropout` of the samples lose all fields (what classifier-free guidance, arXiv 2207.12598, needs) and
     each remaining field is lost with probability `field_dropout` (so that any subset may be asked for later). Without
@@ -147,11 +184,12 @@ class Conditioner(nn.Module):
         width: D.
         dropout, field_dropout: probabilities, in training only.
         vectors: field name -> numbers of its vector, for :class:`VectorEmbedding`.
+        words: what prompts are read by, as :func:`next_scale.conditioning.build_words` takes it; None for no prompts.
 
     Raises:
-        UserError: a field without values or of both kinds.
+        UserError: a field without values or of both kinds, or words that cannot be built.
 
-    Shape notation: B batch, S numbers of a vector, D width.
+    Shape notation: B batch, S numbers of a vector, D width, P prefix tokens.
     """
 
     def __init__(
@@ -161,9 +199,12 @@ class Conditioner(nn.Module):
         dropout: float = 0.1,
         field_dropout: float = 0.0,
         vectors: VectorSpec | None = None,
+        words: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
         self.spec, self.vectors = validate_spec(spec), dict(vectors or {})
+        if words is not None and PROMPT in {**self.spec, **self.vectors}:
+            raise UserError(f"the condition field '{PROMPT}' is the words': rename the other one")
         if twice := set(self.spec) & set(self.vectors):
             raise UserError(f"condition field '{min(twice)}' has both values and a vector: rename one")
         self.width = width
@@ -176,16 +217,27 @@ class Conditioner(nn.Module):
         for table in self.tables:
             nn.init.trunc_normal_(table.weight, std=std, a=-2 * std, b=2 * std)
         self.register_buffer("zero", torch.zeros(width), persistent=False)
+        self.words = None if words is None else build_words(words, width)
+
+    @property
+    def length(self) -> int:
+        """P."""
+        return 0 if self.words is None else self.words.count
 
     def forward(self, condition: Mapping[str, Tensor], batch: int) -> Tensor:
-        """Condition batch (:func:`collate_conditions`) to (B, D). Fields missing from it count as not given.
+        """The vector of :meth:`encode`: (B, D)."""
+        return self.encode(condition, batch).vector
+
+    def encode(self, condition: Mapping[str, Tensor], batch: int) -> Encoded:
+        """Of a condition batch (:func:`collate_conditions`). Fields missing from it count as not given.
 
         Raises:
             ValueError: a field that the conditioner does not have.
+            UserError: a prompt does not fit, see :meth:`next_scale.conditioning.Words.check`.
         """
-        unknown = set(condition) - set(self.spec) - set(self.vectors)
+        known = [*self.spec, *self.vectors, *([] if self.words is None else [PROMPT])]
+        unknown = set(condition) - set(known)
         if unknown:
-            known = [*self.spec, *self.vectors]
             raise ValueError(f"condition has fields {sorted(unknown)} that the spec lacks: {known}")
         device = self.zero.device
         out = self.zero.expand(batch, self.width)
@@ -208,4 +260,12 @@ class Conditioner(nn.Module):
             vectors = condition.get(name)
             vectors = self.zero.new_full((batch, size), torch.nan) if vectors is None else vectors.to(self.zero)
             out = out + embedding(vectors, here(vectors))
-        return out
+        if self.words is None:
+            return Encoded(out)
+        codes = condition.get(PROMPT)
+        texts: list[str | None] = [None] * batch
+        if codes is not None:
+            kept_rows = here(codes.to(device)).tolist()
+            texts = [text if keep else None for text, keep in zip(decode_prompts(codes), kept_rows, strict=True)]
+        prefix, summary = self.words(texts)
+        return Encoded(out + summary, prefix)

@@ -11,3 +11,8 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """What an exception says, cut to one line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def printable(text: str) -> str:
+    r"""A stranger's text for a terminal or a log: what does not print, such as an escape, as ``\x1b``."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

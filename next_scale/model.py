@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from next_scale.condition import ConditionSpec, VectorSpec
+from next_scale.conditioning import Words
 from next_scale.packed import keep_freed_memory
 from next_scale.predictors.interface import Predictor
 from next_scale.predictors.known import Evidence
@@ -42,6 +43,11 @@ class Generator(nn.Module):
         """Fields that take a vector each, and its size."""
         return self.predictor.conditioner.vectors
 
+    @property
+    def words(self) -> Words | None:
+        """What prompts are read by; None for a model that takes none."""
+        return self.predictor.conditioner.words
+
     def pack(self, int8: bool = False) -> Generator:
         """Arrange the weights for fast generation on the CPU; training and saving are no longer possible.
 
@@ -74,7 +80,8 @@ class Generator(nn.Module):
         """Draw one sample a seed.
 
         Args:
-            condition: field -> (B,) int64 indices, -1 where not given; vector fields (B, S) float32, NaN where not.
+            condition: field -> (B,) int64 indices, -1 where not given; vector fields (B, S) float32, NaN where not;
+                "prompt" as :func:`next_scale.condition.collate_conditions` gives it.
             seeds: B integers; a sample depends on its own seed and condition only.
             known, forced: tokens (B, L) int64 to keep and where, (B, L) bool, to change a part of something that
                 exists, see :meth:`next_scale.predictors.next_scale.NextScale.generate`.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from next_scale.cli import sample_seed
 from next_scale.condition import collate_conditions, encode_condition
+from next_scale.conditioning import PROMPT, clean_prompt, encode_prompt
 from next_scale.model import Generator
 from next_scale.sampling import SamplingOptions
 
@@ -39,8 +40,8 @@ class Pipeline:
             count: B.
             seed: same seed, same samples.
             sampling: fields of :class:`next_scale.sampling.SamplingOptions` in place of the checkpoint's own.
-            condition: such as ``label="flute", pitch=60``, or a vector (S,) for a field that takes one; what is left
-                out is left to the model.
+            condition: such as ``label="flute", pitch=60``, or a vector (S,) for a field that takes one, or, of a model
+                that reads words, ``prompt="soft low flute"``; what is left out is left to the model.
 
         Returns:
             (B, ...) float32 in [-1, 1].
@@ -55,6 +56,10 @@ class Pipeline:
     def _condition(self, condition: dict[str, str | int | Tensor | None]) -> dict[str, int | Tensor]:
         """Values by name to indices and vectors."""
         vectors = {name: torch.as_tensor(condition.pop(name)) for name in self.generator.vectors if name in condition}
+        if self.generator.words is not None and condition.get(PROMPT) is not None:
+            text = clean_prompt(condition.pop(PROMPT))
+            self.generator.words.check(text)
+            vectors[PROMPT] = encode_prompt(text)
         return encode_condition(self.condition_spec, condition) | vectors
 
     def _asked(

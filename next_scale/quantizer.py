@@ -297,12 +297,21 @@ class MultiScaleQuantizer(nn.Module):
             self.codebook(0).start(_subsample(vectors, 64 * self.codebook_size), iterations)
             return
         total = torch.zeros_like(inside)
-        for k, size in enumerate(schedule.sizes):
-            residual = downsample(inside - total, size)
-            vectors, _ = self._codes(residual, k)
-            self.codebook(k).start(_subsample(vectors, 64 * self.codebook_size), iterations)
-            ids = self.codebook(k).nearest(vectors)
-            total, _ = self._add(total, ids.view(inside.shape[0], -1), k, schedule)
+        for k in range(schedule.scales):
+            total = self.start_scale(inside, total, k, iterations)
+
+    @torch.no_grad()
+    def start_scale(self, target: Tensor, total: Tensor, k: int, iterations: int = 10) -> Tensor:
+        """Place the codebook of scale k by k-means over what `total` lacks of `target`, (B, channels, *grid) each.
+
+        Returns:
+            The sum with scale k.
+        """
+        schedule = self.schedule_at(tuple(target.shape[2:]))
+        vectors, _ = self._codes(downsample(target - total, schedule.sizes[k]), k)
+        self.codebook(k).start(_subsample(vectors, 64 * self.codebook_size), iterations)
+        ids = self.codebook(k).nearest(vectors)
+        return self._add(total, ids.view(target.shape[0], -1), k, schedule)[0]
 
     @torch.no_grad()
     def encode(self, latent: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from next_scale.checkpoint import from_pretrained
 from next_scale.condition import ConditionSpec
+from next_scale.conditioning.captions import Captioned, Captions
 from next_scale.errors import UserError
 from next_scale.exact import TrainingLoader
 from next_scale.model import fingerprint, tokenizer_of
@@ -105,6 +106,7 @@ class TokenDataModule(L.LightningDataModule):
         passes: times the training split is tokenized; more than one where samples are random crops.
         seed: of the order of the batches.
         latents: keep and give also the latents before quantization, which the family "flow" learns.
+        captions: what is said of the samples, in place of their condition fields. Token sets keep the fields.
     """
 
     def __init__(
@@ -116,9 +118,10 @@ class TokenDataModule(L.LightningDataModule):
         passes: int = 1,
         seed: int = 0,
         latents: bool = False,
+        captions: Captions | None = None,
     ):
         super().__init__()
-        self.latents = latents
+        self.latents, self.captions = latents, captions
         self.source, self.checkpoint, self.root = source, tokenizer, Path(folder)
         self.batch_size, self.passes, self.seed = batch_size, passes, seed
         self._folder: Path | None = None
@@ -126,7 +129,9 @@ class TokenDataModule(L.LightningDataModule):
     @property
     def condition_spec(self) -> ConditionSpec:
         """Fields and values of the conditions."""
-        return self.source.condition_spec
+        if self.captions is None:
+            return self.source.condition_spec
+        return self.captions.spec if self.captions.form == "labels" else {}
 
     def prepare_data(self) -> None:
         tokenizer = tokenizer_of(from_pretrained(self.checkpoint))
@@ -146,7 +151,7 @@ class TokenDataModule(L.LightningDataModule):
             batches = self._batches(dataset, split, passes)
             with torch.random.fork_rng(devices=[]):  # a training is the same whether its tokens are there already
                 torch.random.default_generator.manual_seed(self.seed)
-                write_tokens(self._folder / split, batches, tokenizer, list(self.condition_spec), self.latents)
+                write_tokens(self._folder / split, batches, tokenizer, list(self.source.condition_spec), self.latents)
 
     def _made(self, split: str, count: int) -> bool:
         """Whether the split lies there already. Folders of data may share a name: the number of samples tells more."""
@@ -154,7 +159,7 @@ class TokenDataModule(L.LightningDataModule):
         if not (folder / "meta.json").is_file() or (self.latents and not (folder / LATENTS).is_file()):
             return False
         made = TokenSet(folder)
-        return len(made) == count and made.fields == list(self.condition_spec)
+        return len(made) == count and made.fields == list(self.source.condition_spec)
 
     def _batches(self, dataset: Dataset, split: str, passes: int) -> Iterable[dict]:
         from rich.progress import track
@@ -171,9 +176,14 @@ class TokenDataModule(L.LightningDataModule):
         """Where the tokens of a split are, once they have been made."""
         return self._folder / split
 
-    def _set(self, split: str) -> TokenSet | None:
+    def _set(self, split: str) -> Dataset | None:
         folder = self.split_folder(split)
-        return TokenSet(folder, self.latents) if folder.is_dir() else None
+        if not folder.is_dir():
+            return None
+        tokens = TokenSet(folder, self.latents)
+        if self.captions is None:
+            return tokens
+        return Captioned(tokens, self.source.condition_spec, self.captions, split)
 
     def train_dataloader(self) -> DataLoader:
         return TrainingLoader(self._set("train"), self.batch_size, self.seed)

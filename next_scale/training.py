@@ -12,10 +12,12 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 from next_scale.checkpoint import from_pretrained, save_pretrained
+from next_scale.conditioning import PROMPT
 from next_scale.errors import UserError, first_line
 from next_scale.exact import TrainingLoader
 from next_scale.model import Generator, tokenizer_of
-from next_scale.predictors import AnyLength, predictor_class
+from next_scale.morph import MorphTraining
+from next_scale.predictors import AnyLength, LossOutput, predictor_class
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.sampling import SamplingOptions
 from next_scale.schedule import StrideSchedule, parse_schedule
@@ -304,6 +306,8 @@ class PredictorModule(ScheduledModule):
         predictor: further arguments of that class.
         sampling: options to store with the model as its defaults, see :class:`next_scale.sampling.SamplingOptions`.
         lr, betas, weight_decay, warmup, final_lr: see :class:`ScheduledModule`.
+        words: what prompts are read by, see :func:`next_scale.conditioning.build_words`; for data with captions.
+        morph: share of the samples whose pyramid begins with that of their drawn prompt, see :mod:`next_scale.morph`.
     """
 
     def __init__(
@@ -318,6 +322,8 @@ class PredictorModule(ScheduledModule):
         weight_decay: float = 0.05,
         warmup: int = 200,
         final_lr: float = 0.02,
+        words: Options | None = None,
+        morph: float = 0.0,
     ):
         super().__init__(lr, betas, weight_decay, warmup, final_lr)
         self.frozen = tokenizer_of(from_pretrained(tokenizer))
@@ -325,12 +331,14 @@ class PredictorModule(ScheduledModule):
         quantizer = self.frozen.quantizer
         if family == "next_scale" and isinstance(quantizer.schedule, StrideSchedule):
             family = "any_length"
+        options = {**(predictor or {}), **({"words": words} if words else {})}
         try:
-            self.predictor = predictor_class(family).for_quantizer(quantizer, condition_spec, **(predictor or {}))
+            self.predictor = predictor_class(family).for_quantizer(quantizer, condition_spec, **options)
         except TypeError as error:  # an option of another family
             raise UserError(f"the predictor '{family}' cannot be built: {first_line(error)}") from error
         self.predictor.start_from(quantizer)
         self.sampling = SamplingOptions(**(sampling or {}))
+        self.morph = MorphTraining(self.frozen, self.predictor, morph) if morph else None
 
     @property
     def model(self) -> Generator:
@@ -340,16 +348,27 @@ class PredictorModule(ScheduledModule):
     def configure_optimizers(self):
         return self.optimizer_for(list(self.predictor.parameters()))
 
-    def _loss(self, batch: dict):
+    def _loss(self, batch: dict, morphed: bool = False) -> LossOutput:
         self.frozen.eval()
-        tokens = batch["tokens"]
+        tokens, condition = batch["tokens"], batch["condition"]
+        self._check_prompts(condition)
         if isinstance(self.predictor, AnyLength):  # what it generates where it is asked for no length
             self.predictor.grid = self.predictor.strides.of_length(tokens.shape[1]).grid
+        given = {}
+        if morphed:
+            tokens, given["given"] = self.morph.pyramids(tokens, batch.get("latent"), condition, self.training)
         inputs = self.predictor.inputs(self.frozen.quantizer, tokens, batch.get("latent"))
-        return self.predictor.loss(tokens, inputs, batch["condition"])
+        return self.predictor.loss(tokens, inputs, condition, **given)
+
+    def _check_prompts(self, condition: dict) -> None:
+        reads = self.predictor.conditioner.words is not None
+        if reads and PROMPT not in condition:
+            raise UserError("model.words reads prompts, and the data has none: set data.captions")
+        if not reads and PROMPT in condition:
+            raise UserError("the data has prompts, and nothing reads them: set model.words, such as {kind: rendered}")
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
-        out = self._loss(batch)
+        out = self._loss(batch, self.morph is not None)
         self.log("loss", out.loss.detach(), prog_bar=True, logger=False)
         self._log("train", out, batch)
         return out.loss
@@ -358,6 +377,9 @@ class PredictorModule(ScheduledModule):
         out = self._loss(batch)
         self._log("val", out, batch)
         self.log("val/loss", out.loss, prog_bar=True, batch_size=len(batch["tokens"]))
+        if self.morph is not None:
+            loss = self._loss(batch, morphed=True).loss
+            self.log("val/morph_loss", loss, batch_size=len(batch["tokens"]))
 
     def _log(self, stage: str, out, batch: dict) -> None:
         """Mean loss and accuracy, and both of every scale."""

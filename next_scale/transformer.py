@@ -181,17 +181,23 @@ class Transformer(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, modulations: Modulations, prefix: PrefixAttention | None = None, cache: KVCache | None = None
-    ) -> Tensor:
-        """Embedded tokens (B, L, D) to head outputs (B, L, V), in float32.
+        self, x: Tensor, modulations: Modulations, prefix: PrefixAttention | None = None, cache: KVCache | None = None,
+        skip: int = 0,
+    ) -> Tensor:  # fmt: skip
+        """Embedded tokens (B, L, D) to head outputs (B, L - skip, V), in float32.
 
         With `cache`, x is one step: its tokens see each other and every token of the steps before, and join the cache.
-        Without, query i sees what `prefix` says; everything, if None.
+        Without, query i sees what `prefix` says; everything, if None. The first `skip` tokens give no
+        output: they are there to be seen.
         """
         for layer, (block, six) in enumerate(zip(self.blocks, modulations.blocks, strict=True)):
             x = block(x, six, prefix, cache, layer)
         if cache is not None:
             cache.advance(x.shape[1])
+        if skip:
+            x = x[:, skip:]
+            if not x.shape[1]:  # no layer for generation takes nothing
+                return x
         return self.head(_norm(x, *modulations.final)).float()
 
 

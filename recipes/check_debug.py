@@ -11,13 +11,18 @@ import tempfile
 import time
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).parents[1]
-RECIPES = (  # package of the program, stage, recipe
+RECIPES = (  # package of the program, stage, recipe; and, of one that changes another, that one's name
     ("audio_var", "tokenizer", "audio_notes/tokenizer_debug.yaml"),
     ("audio_var", "next-scale", "audio_notes/next_scale_debug.yaml"),
     ("audio_var", "tokenizer", "audio_frozen_codec/tokenizer_debug.yaml"),
     ("image_var", "tokenizer", "image_fashion/tokenizer_debug.yaml"),
     ("image_var", "next-scale", "image_fashion/next_scale_debug.yaml"),
+    ("audio_var", "next-scale", "prompts/notes_debug.yaml", "audio_notes/next_scale_debug.yaml"),
+    ("image_var", "next-scale", "prompts/fashion_debug.yaml", "image_fashion/next_scale_debug.yaml"),
+    ("image_var", "next-scale", "prompts/fashion_morph_debug.yaml", "image_fashion/next_scale_debug.yaml"),
 )
 PROMISE = re.compile(r"^# It must lower (\S+) by at least (\d+)%", re.MULTILINE)
 LAST = 5  # logged values whose mean counts as the end
@@ -32,11 +37,13 @@ def losses(logs: Path, name: str) -> list[float]:
     return [event.value for event in events.Scalars(name)]
 
 
-def check(package: str, stage: str, recipe: str, folder: Path) -> bool:
+def check(folder: Path, package: str, stage: str, recipe: str, base: str | None = None) -> bool:
     """Train by one recipe in `folder` and compare its loss with the promise; prints a line of figures."""
     text = (ROOT / "recipes" / recipe).read_text(encoding="utf-8")
     name, percent = PROMISE.search(text).groups()
-    command = [sys.executable, "-m", package, "fit", stage, "--config", f"recipes/{recipe}"]
+    command = [sys.executable, "-m", package, "fit", stage]
+    for part in [recipe] if base is None else [base, recipe]:
+        command += ["--config", f"recipes/{part}"]
     start = time.monotonic()
     done = subprocess.run(
         command,
@@ -50,7 +57,8 @@ def check(package: str, stage: str, recipe: str, folder: Path) -> bool:
     if done.returncode:
         print(f"{recipe}: exit code {done.returncode}\n{done.stdout}")
         return False
-    values = losses(folder / "runs" / f"{Path(recipe).parent}_debug" / stage.replace("-", "_") / "logs", name)
+    logger = yaml.safe_load(text)["trainer"]["logger"]["init_args"]
+    values = losses(folder / logger["save_dir"] / logger["name"] / logger["version"], name)
     first, last = values[0], sum(values[-LAST:]) / LAST
     drop = 100 * (1 - last / first)
     kept = drop >= int(percent)
@@ -65,7 +73,7 @@ def main() -> int:
         folder = Path(scratch)
         for name in ("recipes", "samples"):
             (folder / name).symlink_to(ROOT / name)
-        return 0 if all(check(*recipe, folder) for recipe in RECIPES) else 1
+        return 0 if all(check(folder, *recipe) for recipe in RECIPES) else 1
 
 
 if __name__ == "__main__":

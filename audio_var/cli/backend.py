@@ -77,9 +77,9 @@ class AudioBackend(Backend):
             "fast; with --out - one clip, as a WAV file on standard output",
         )
         group = parser.add_argument_group(
-            "embeddings", "for models that take CLAP's embedding of what shall be heard; also --condition FILE.npy"
+            "embeddings",
+            "for models that take CLAP's embedding of what shall be heard: also of a --prompt, or --condition FILE.npy",
         )
-        group.add_argument("--prompt", nargs="+", action="extend", default=[], metavar="TEXT", help="descriptions")
         group.add_argument(
             "--prompt-audio", nargs="+", action="extend", default=[], metavar="FILE", help="recordings to be alike"
         )

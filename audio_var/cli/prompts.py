@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from next_scale.commands.backend import Vectors
-from next_scale.errors import UserError
+from next_scale.errors import UserError, printable
 
 if TYPE_CHECKING:
     from next_scale.model import Generator
@@ -38,9 +38,9 @@ def requested_vectors(model: Generator, args: argparse.Namespace) -> dict[str, V
     if args.prompt or args.prompt_audio:
         for text in args.prompt:
             if not text.strip():
-                raise UserError("--prompt is empty: describe what shall be heard")
+                raise UserError("the prompt is empty: describe what shall be heard")
         clap = Clap(args.clap_model or MODEL)
-        names += [*args.prompt, *(Path(file).stem for file in args.prompt_audio)]
+        names += [*map(printable, args.prompt), *(Path(file).stem for file in args.prompt_audio)]
         values += [clap.of_text(text) for text in args.prompt]
         values += [clap.of_audio(file) for file in args.prompt_audio]
     if any(len(value) != size for value in values):

@@ -12,6 +12,7 @@ COMMANDS = {
     "tokenize": ("tokens", "image file -> compact token file"),
     "detokenize": ("tokens", "token file -> image file"),
     "edit": ("edit", "change an image: paint a part, vary, mix, repair"),
+    "morph": ("morph", "turn a picture of words into what they name, scale by scale"),
     "info": ("info", "what a checkpoint is and holds"),
     "import": ("published", "turn published VAR weights into a checkpoint"),
     "verify": ("published", "compare with what the published code computed"),

@@ -47,7 +47,10 @@ class Encoded:
 
 
 class Vectors(NamedTuple):
-    """Values of a condition that is a vector: what each is called in file names, and all of them (N, S) float32."""
+    """Values of a condition that is a vector: what each is called in file names, and all of them (N, S) float32.
+
+    Of prompts their code points, int32.
+    """
 
     names: list[str]
     values: Tensor

@@ -16,18 +16,20 @@ from next_scale.cli import (
     add_condition_options,
     add_int8_option,
     add_model_options,
+    add_prompt_options,
     add_sampling_options,
     as_generator,
     condition_stem,
     condition_values,
     progress,
     requested_conditions,
+    requested_prompts,
     sample_seed,
     sampling_options,
     whole_number,
 )
 from next_scale.commands.backend import Backend, Tile, Vectors
-from next_scale.errors import UserError
+from next_scale.errors import UserError, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,6 +64,7 @@ def add_parser(subparsers: argparse._SubParsersAction, backend: Backend, descrip
     )
     backend.add_generate_options(parser)
     add_condition_options(parser, backend.fields)
+    add_prompt_options(parser)
     add_sampling_options(parser)
     add_int8_option(parser)
     add_model_options(parser)
@@ -121,7 +124,10 @@ def run(args: argparse.Namespace, backend: Backend) -> None:
 
 def _asked(args: argparse.Namespace, backend: Backend, model: Generator) -> Asked:
     """Raises UserError for what the model does not know, and for too many samples."""
-    spec, vectors = model.condition_spec, backend.vectors(model, args)
+    args.prompt = requested_prompts(args)
+    spec, vectors = model.condition_spec, words_vectors(model, args.prompt, backend.program)
+    if not vectors:
+        vectors = backend.vectors(model, args)
     conditions = [
         {**listed, **dict(zip(vectors, rows, strict=True))}
         for listed in requested_conditions(args, spec)
@@ -132,6 +138,32 @@ def _asked(args: argparse.Namespace, backend: Backend, model: Generator) -> Aske
     names = [f"{condition_stem(spec, condition)}_s{args.seed}_{number:03}" for condition, number in jobs]
     wanted = [({**condition, **_looked_up(condition, vectors)}, number) for condition, number in jobs]
     return Asked(spec, conditions, jobs, names, wanted)
+
+
+def words_vectors(model: Generator, prompts: Sequence[str], program: str) -> dict[str, Vectors]:
+    """Prompts for a model that reads words, as values of its condition "prompt"; none for one that takes vectors.
+
+    Raises:
+        UserError: a prompt that does not fit, or a model of labels.
+    """
+    if not prompts:
+        return {}
+    if model.words is None:
+        if model.vectors:
+            return {}
+        options = ", ".join(f"--{name}" for name in model.condition_spec) or "no condition"
+        raise UserError(
+            f"this model was trained on labels, not words, and takes no prompt: ask for {options}; `{program} info` "
+            "lists their values"
+        )
+    import torch
+
+    from next_scale.conditioning import PROMPT, clean_prompt, encode_prompt
+
+    texts = list(dict.fromkeys(clean_prompt(text) for text in prompts))
+    for text in texts:
+        model.words.check(text)
+    return {PROMPT: Vectors([printable(text) for text in texts], torch.stack([encode_prompt(t) for t in texts]))}
 
 
 def list_jobs(conditions: Sequence[dict[str, int]], count: int, backend: Backend) -> list[tuple[dict[str, int], int]]:

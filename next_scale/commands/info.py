@@ -74,6 +74,8 @@ def describe(source: str, backend: Backend) -> dict:
         facts["kind"] = "generator"
         facts["parameters"]["predictor"] = _size(model.predictor)
         facts |= {"conditions": model.condition_spec, "vectors": model.vectors, "sampling": asdict(model.sampling)}
+        if model.words is not None:
+            facts["words"] = model.words.to_config()
     facts["parameters"]["total"] = sum(facts["parameters"].values())
     return facts
 
@@ -110,6 +112,9 @@ def _lines(facts: dict, backend: Backend) -> list[tuple[str, str]]:
         lines.append((f"condition {name}", _values(values)))
     for name, size in facts.get("vectors", {}).items():
         lines.append((f"condition {name}", f"a vector of {size}"))
+    if "words" in facts:
+        options = ", ".join(f"{name} {value}" for name, value in facts["words"].items())
+        lines.append(("condition prompt", f"words: {options}"))
     if "sampling" in facts:
         lines.append(("sampling", ", ".join(f"{name} {value}" for name, value in facts["sampling"].items())))
     lines.append(("fingerprint", f"{facts['fingerprint']} (of the tokenizer)"))

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from next_scale.attention import PrefixAttention
 from next_scale.condition import ConditionSpec
 from next_scale.errors import UserError
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
@@ -127,7 +126,7 @@ class AnyLength(Predictor):
             while len(self._masks) >= _KEPT:
                 del self._masks[next(iter(self._masks))]
             with torch.inference_mode(False):  # what generation caches must serve training too
-                self._masks[grid] = PrefixAttention(schedule.visible_end)
+                self._masks[grid] = self.shared._attention(schedule.visible_end)
         fixed = copy.copy(self.shared)
         fixed.__dict__ = dict(self.shared.__dict__)
         fixed._modules = {**self.shared._modules, "prefix": self._masks[grid].to(device)}

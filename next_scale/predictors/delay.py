@@ -90,9 +90,9 @@ class Delay(TokenPredictor):
 
     def forward(self, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, L, V) float32 under teacher forcing; `inputs` are (B, S - 1, K C)."""
-        c = self.conditioner(condition, inputs.shape[0])
-        x = torch.cat([c[:, None], self.word_embed(inputs)], dim=1) + self.position_embed
-        features = self._by_level(self.transformer(x, self.transformer.modulations(c), self.prefix))
+        given = self.conditioner.encode(condition, inputs.shape[0])
+        x = torch.cat([given.vector[:, None], self.word_embed(inputs)], dim=1) + self.position_embed
+        features = self._by_level(self._whole(x, given))
         return self._all_logits(features[:, self.step, self.level])  # (B, S, K, ...) -> (B, L, ...)
 
     @torch.inference_mode()
@@ -106,8 +106,8 @@ class Delay(TokenPredictor):
         if isinstance(known, Evidence):  # it needs all coarser scales before it knows a token
             raise UserError("the delay pattern draws scales together: give known tokens, not a known latent")
         # a step has tokens of many levels, so that as long as one of them is guided all steps are
-        guided, c, modulations = self._conditions(condition, batch, sampling.guided(0))
-        cache = self.transformer.cache(c.shape[0], self._steps)
+        guided, given, modulations = self._conditions(condition, batch, sampling.guided(0))
+        cache, c = self._cache(given, modulations, self._steps), given.vector
         drawer = Drawer(sampling, seeds, self.codebook_size, self.schedule.length, c.device, known)
         tables = self._tables(quantizer)
         heads = [self._head(k) for k in range(levels)]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
+from next_scale.condition import Conditioner, ConditionSpec, Encoded, VectorSpec, any_given
 from next_scale.errors import UserError
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
 from next_scale.predictors.known import Evidence
@@ -39,7 +39,7 @@ class Flow(Predictor):
         latent_channels: C, of the autoencoder's latent.
         schedule: of the quantizer, whose tokens are given beside the latent.
         codebook_size: V.
-        spec, vectors, condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
+        spec, vectors, words, condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
         patch: side of the patches.
         solver: ``euler``, or ``heun`` (second order, two evaluations a step).
         solver_steps: steps from noise to latent; may be changed at any time.
@@ -70,6 +70,7 @@ class Flow(Predictor):
         condition_dropout: float = 0.1,
         field_dropout: float = 0.0,
         vectors: VectorSpec | None = None,
+        words: Mapping[str, object] | None = None,
         **options,
     ) -> None:
         super().__init__()
@@ -86,7 +87,9 @@ class Flow(Predictor):
             "width": width, "depth": depth, "heads": heads, "condition_dropout": condition_dropout,
             "field_dropout": field_dropout, "vectors": vectors, **options,
         }  # fmt: skip
-        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout, vectors)
+        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout, vectors, words)
+        if self.conditioner.words is not None:
+            self.options["words"] = self.conditioner.words.to_config()
         numbers = latent_channels * patch ** len(self.grid)
         self.transformer = Transformer(width, depth, heads, numbers, **options)
         self.patch_embed = nn.Linear(numbers, width)
@@ -176,13 +179,13 @@ class Flow(Predictor):
         rows = patches.unflatten(1, (-1, self.grid[1] // p)).unflatten(3, (c, p, p))  # -> (B, H/p, W/p, C, p, p)
         return rows.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)  # -> (B, C, H, W)
 
-    def velocity(self, x: Tensor, time: Tensor, c: Tensor) -> Tensor:
-        """The velocity at x (B, C, *grid) and times (B,), for embedded conditions (B, D)."""
+    def velocity(self, x: Tensor, time: Tensor, given: Encoded) -> Tensor:
+        """The velocity at x (B, C, *grid) and times (B,), for embedded conditions."""
         frequencies = torch.logspace(0, 3, _WAVES, device=x.device)  # the fastest turns 160 times from noise to latent
         phase = time[:, None] * frequencies
-        c = c + self.time_embed(torch.cat([phase.sin(), phase.cos()], dim=1))
-        h = self.patch_embed(self._to_patches(x)) + self.position_embed
-        return self._from_patches(self.transformer(h, self.transformer.modulations(c)))
+        c = given.vector + self.time_embed(torch.cat([phase.sin(), phase.cos()], dim=1))
+        h = given.before(self.patch_embed(self._to_patches(x)) + self.position_embed)
+        return self._from_patches(self.transformer(h, self.transformer.modulations(c), skip=given.length))
 
     def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
         """Mean squared error of the velocity; outside training for the same noise and evenly spread times each call."""
@@ -197,7 +200,7 @@ class Flow(Predictor):
             noise = torch.randn(latent.shape, generator=generator).to(latent)
             time = torch.special.ndtri((torch.arange(batch, device=latent.device) + 0.5) / batch).sigmoid()
         at = time.view(-1, 1, *[1] * len(self.grid))
-        found = self.velocity(torch.lerp(noise, latent, at), time, self.conditioner(condition, batch))
+        found = self.velocity(torch.lerp(noise, latent, at), time, self.conditioner.encode(condition, batch))
         loss = F.mse_loss(found, latent - noise)
         return LossOutput(loss, loss.detach()[None], loss.new_zeros(0))
 
@@ -253,14 +256,14 @@ class Flow(Predictor):
         batch, device = len(seeds), self.mean.device
         shape = (self.latent_channels, *self.grid)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed % 2**63)) for seed in seeds]
-        c = self.conditioner(condition, batch)
+        given = self.conditioner.encode(condition, batch)
         guided = sampling.cfg > 0 and any_given(condition)
         if guided:  # the same samples without condition, side by side
-            c = torch.cat([c, self.conditioner({}, batch)])
+            given = given.beside(self.conditioner.encode({}, batch))
 
         def velocity(x: Tensor, t: float) -> Tensor:
             x = torch.cat([x, x]) if guided else x
-            v = self.velocity(x, x.new_full((len(x),), t), c)
+            v = self.velocity(x, x.new_full((len(x),), t), given)
             return guide(*v.chunk(2), sampling.cfg) if guided else v
 
         x = torch.stack(noise).to(device) * sampling.temperature

@@ -83,12 +83,12 @@ class Masked(NextScale):
             inputs: (B, L, 2 C), from :meth:`inputs`.
             masked: (B, L) bool, the tokens whose own code is hidden; all by default, as in the first step of a scale.
         """
-        c = self.conditioner(condition, inputs.shape[0])
+        given = self.conditioner.encode(condition, inputs.shape[0])
         coarser, codes = inputs.chunk(2, dim=2)
         masked = masked if masked is not None else torch.ones_like(codes[..., 0], dtype=torch.bool)
-        x = torch.cat([self._first(c), self.word_embed(coarser[:, self.schedule.counts[0] :])], dim=1)
+        x = torch.cat([self._first(given.vector), self.word_embed(coarser[:, self.schedule.counts[0] :])], dim=1)
         x = x + self._places() + self._own(codes, masked)
-        return self._all_logits(self.transformer(x, self.transformer.modulations(c), self.prefix))
+        return self._all_logits(self._whole(x, given))
 
     def _random_masks(self, batch: int, device: torch.device, even: bool, generator: torch.Generator | None) -> Tensor:
         """Masks (B, L) bool; of each scale 1 to n_k tokens, by the cosine, or `even`, each number as likely."""
@@ -145,9 +145,9 @@ class Masked(NextScale):
         batch, schedule = len(seeds), self.schedule
         if sampling.smooth and not sampling.greedy:
             raise UserError("masked prediction draws no mixtures of codes: leave smooth out")
-        guided, c, modulations = self._conditions(condition, batch, sampling.guided(0))
+        guided, given, modulations = self._conditions(condition, batch, sampling.guided(0))
+        cache, c = self._cache(given, modulations, schedule.length), given.vector
         device = c.device
-        cache = self.transformer.cache(c.shape[0], schedule.length)
         draws = sum(self._iterations(count) * count for count in schedule.counts)
         drawer = Drawer(sampling, seeds, self.codebook_size, draws, device, known)
         choices = NoiseStreams([seed ^ _CHOICE for seed in seeds])  # not the noise of the codes

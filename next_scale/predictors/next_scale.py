@@ -61,9 +61,9 @@ class NextScale(TokenPredictor):
 
     def forward(self, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, L, V) float32 under teacher forcing; `inputs` are (B, L - n_0, C)."""
-        c = self.conditioner(condition, inputs.shape[0])
-        x = torch.cat([self._first(c), self.word_embed(inputs)], dim=1) + self._places()
-        return self._all_logits(self.transformer(x, self.transformer.modulations(c), self.prefix))
+        given = self.conditioner.encode(condition, inputs.shape[0])
+        x = torch.cat([self._first(given.vector), self.word_embed(inputs)], dim=1) + self._places()
+        return self._all_logits(self._whole(x, given))
 
     @torch.inference_mode()
     def _generate(
@@ -71,8 +71,8 @@ class NextScale(TokenPredictor):
         seeds: list[int], known: Known | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         batch, schedule = len(seeds), self.schedule
-        guided, c, modulations = self._conditions(condition, batch, sampling.guided(0))
-        cache = self.transformer.cache(c.shape[0], schedule.length)
+        guided, given, modulations = self._conditions(condition, batch, sampling.guided(0))
+        cache, c = self._cache(given, modulations, schedule.length), given.vector
         drawer = Drawer(sampling, seeds, self.codebook_size, schedule.length, c.device, known)
         places = self._places()
         latent = quantizer.initial_latent(batch)

@@ -64,13 +64,13 @@ class NextToken(TokenPredictor):
 
     def forward(self, inputs: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
         """Logits (B, L, V) float32 under teacher forcing; `inputs` are (B, L, 2 C)."""
-        c = self.conditioner(condition, inputs.shape[0])
+        given = self.conditioner.encode(condition, inputs.shape[0])
         coarser, before = inputs.chunk(2, dim=2)
         count = self.schedule.counts[0]  # of the first scale, whose input is the condition
-        first = c[:, None].expand(-1, count, -1)
+        first = given.vector[:, None].expand(-1, count, -1)
         x = torch.cat([first, self.word_embed(coarser[:, count:])], dim=1)
         x = x + self.previous_embed(before) + self._places()
-        return self._all_logits(self.transformer(x, self.transformer.modulations(c), self.prefix))
+        return self._all_logits(self._whole(x, given))
 
     @torch.inference_mode()
     def _generate(
@@ -78,8 +78,8 @@ class NextToken(TokenPredictor):
         seeds: list[int], known: Known | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         batch, schedule = len(seeds), self.schedule
-        guided, c, modulations = self._conditions(condition, batch, sampling.guided(0))
-        cache = self.transformer.cache(c.shape[0], schedule.length)
+        guided, given, modulations = self._conditions(condition, batch, sampling.guided(0))
+        cache, c = self._cache(given, modulations, schedule.length), given.vector
         drawer = Drawer(sampling, seeds, self.codebook_size, schedule.length, c.device, known)
         places = self._places()
         latent = quantizer.initial_latent(batch)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from next_scale import flops
-from next_scale.attention import PrefixAttention
-from next_scale.condition import Conditioner, ConditionSpec, VectorSpec, any_given
+from next_scale.attention import KVCache, PrefixAttention
+from next_scale.condition import Conditioner, ConditionSpec, Encoded, VectorSpec, any_given
 from next_scale.errors import UserError
 from next_scale.predictors.interface import Generated, LossOutput, Predictor
 from next_scale.predictors.known import Evidence, Known
@@ -35,7 +35,8 @@ class TokenPredictor(Predictor):
         width, depth, heads, mlp_ratio, shared_modulation, qk_norm, softmax_scale, dropout, drop_path: see
             :class:`next_scale.transformer.Transformer`.
         condition_dropout, field_dropout: see :class:`next_scale.condition.Conditioner`.
-        vectors: condition fields that are vectors, see :class:`next_scale.condition.Conditioner`.
+        vectors, words: condition fields that are vectors, and what prompts are read by, see
+            :class:`next_scale.condition.Conditioner`.
         codebook_head: logits of scale k are the dot products with output embeddings of its own codes, which
             :meth:`start_from` sets to the codebook's entries; else one linear layer serves all scales (VAR: its scales
             share one codebook). With a codebook a scale, neighbouring codes share what is learned about either.
@@ -72,6 +73,7 @@ class TokenPredictor(Predictor):
         label_smoothing: float = 0.0,
         scale_power: float = 1.0,
         vectors: VectorSpec | None = None,
+        words: Mapping[str, object] | None = None,
     ) -> None:
         super().__init__()
         if width % heads:
@@ -79,7 +81,7 @@ class TokenPredictor(Predictor):
         self.schedule = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
         self.codebook_size, self.latent_channels = codebook_size, latent_channels
         self.label_smoothing, self.scale_power = label_smoothing, scale_power
-        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout, vectors)
+        self.conditioner = Conditioner(spec or {}, width, condition_dropout, field_dropout, vectors, words)
         self.options = {
             "width": width, "depth": depth, "heads": heads, "mlp_ratio": mlp_ratio,
             "shared_modulation": shared_modulation, "qk_norm": qk_norm, "softmax_scale": softmax_scale,
@@ -87,6 +89,8 @@ class TokenPredictor(Predictor):
             "field_dropout": field_dropout, "codebook_head": codebook_head,
             "label_smoothing": label_smoothing, "scale_power": scale_power, "vectors": vectors,
         }  # fmt: skip
+        if self.conditioner.words is not None:
+            self.options["words"] = self.conditioner.words.to_config()
         self.codes = self.code_bias = None
         if codebook_head:
             self.codes = nn.Parameter(torch.randn(self.schedule.scales, codebook_size, latent_channels))
@@ -103,7 +107,7 @@ class TokenPredictor(Predictor):
             dropout,
             drop_path,
         )
-        self.prefix = PrefixAttention(self._visible_end())
+        self.prefix = self._attention(self._visible_end())
 
     def _tokens_a_place(self) -> int:
         """Tokens that one place of the transformer's sequence predicts."""
@@ -112,6 +116,11 @@ class TokenPredictor(Predictor):
     def _visible_end(self) -> Tensor:
         """Number of leading places that each place of the transformer's sequence sees: int64. Causal by default."""
         return torch.arange(1, self.schedule.length + 1)
+
+    def _attention(self, visible_end: Tensor) -> PrefixAttention:
+        """Of the prefix tokens, which see each other, and of the places after them, which see all of them as well."""
+        count = self.conditioner.length
+        return PrefixAttention(torch.cat([visible_end.new_full((count,), count), visible_end + count]))
 
     @classmethod
     def for_quantizer(cls, quantizer: MultiScaleQuantizer, spec: ConditionSpec, **options) -> TokenPredictor:
@@ -188,8 +197,13 @@ class TokenPredictor(Predictor):
             (B, L, V) float32.
         """
 
-    def loss(self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor]) -> LossOutput:
-        """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`."""
+    def loss(
+        self, tokens: Tensor, inputs: Tensor, condition: Mapping[str, Tensor], given: Tensor | None = None
+    ) -> LossOutput:
+        """Cross-entropy of tokens (B, L); `inputs` and `condition` as in :meth:`forward`.
+
+        Tokens that are `given`, (B, L) bool, are seen and not learned; a scale of which all are counts nothing.
+        """
         logits = self.forward(inputs, condition)
         entropy = entropy_of(logits, tokens)
         target = entropy
@@ -197,10 +211,20 @@ class TokenPredictor(Predictor):
             uniform = logits.logsumexp(-1) - logits.mean(-1)
             target = torch.lerp(entropy, uniform, self.label_smoothing)
         weights = torch.tensor(self.schedule.counts, dtype=target.dtype, device=target.device) ** self.scale_power
-        loss = (self._scale_means(target) * weights).sum() / weights.sum()
+        if given is None:
+            means = self._scale_means
+        else:
+            weights = weights * self._scale_means((~given).to(target.dtype))
+
+            def means(values: Tensor) -> Tensor:
+                """Over what is learned of each scale: (B, L) -> (K,)."""
+                pairs = zip(self.schedule.split(values * ~given), self.schedule.split(~given), strict=True)
+                return torch.stack([part.sum() / mask.sum().clamp_min(1) for part, mask in pairs])
+
+        loss = (means(target) * weights).sum() / weights.sum()
         with torch.no_grad():
             hits = (logits.argmax(-1) == tokens).float()
-            return LossOutput(loss, self._scale_means(entropy), self._scale_means(hits))
+            return LossOutput(loss, means(entropy), means(hits))
 
     def _scale_means(self, values: Tensor) -> Tensor:
         """(B, L) -> (K,)."""
@@ -293,15 +317,27 @@ class TokenPredictor(Predictor):
     ) -> tuple[Tensor, Tensor, Tensor | None]:  # fmt: skip
         """Tokens (B, L), latent (B, C, *grid), and in a batch whether rounding decided no draw of a sample (B,)."""
 
+    def _whole(self, x: Tensor, given: Encoded) -> Tensor:
+        """Embedded places (B, L, D), without the prefix, to head outputs (B, L, ...) under teacher forcing."""
+        modulations = self.transformer.modulations(given.vector)
+        return self.transformer(given.before(x), modulations, self.prefix, skip=given.length)
+
     def _conditions(
         self, condition: Mapping[str, Tensor], batch: int, guided: bool
-    ) -> tuple[bool, Tensor, Modulations]:
-        """Whether to guide, and the condition (B, D) and all that it does; guided (2 B, D), those without it last."""
+    ) -> tuple[bool, Encoded, Modulations]:
+        """Whether to guide, and the condition, (B, D), and all that it does; guided (2 B, D), those without it last."""
         guided = guided and any_given(condition)  # guidance towards no condition changes nothing
-        c = self.conditioner(condition, batch)
+        given = self.conditioner.encode(condition, batch)
         if guided:
-            c = torch.cat([c, self.conditioner({}, batch)])
-        return guided, c, self.transformer.modulations(c)
+            given = given.beside(self.conditioner.encode({}, batch))
+        return guided, given, self.transformer.modulations(given.vector)
+
+    def _cache(self, given: Encoded, modulations: Modulations, length: int) -> KVCache:
+        """A cache for so many places, which holds the prefix tokens already."""
+        cache = self.transformer.cache(len(given.vector), given.length + length)
+        if given.length:
+            self.transformer(given.prefix, modulations, cache=cache, skip=given.length)
+        return cache
 
 
 def entropy_of(logits: Tensor, tokens: Tensor) -> Tensor:

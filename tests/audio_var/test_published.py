@@ -132,11 +132,13 @@ def test_embeddings_that_do_not_fit(imported, fails, tmp_path):
         assert f"{name}.npy is no .npy or .safetensors file of numbers" in fails(*command, f"{name}.npy")
     assert "there is no file none.npy" in fails(*command, "none.npy")
     assert "takes FIELD=VALUE, got 'flute'" in fails(*command, "flute")
-    assert "--prompt is empty" in fails(*command[:-1], "--prompt", " ")
+    assert "the prompt is empty" in fails(*command[:-1], "--prompt", " ")
 
 
 def test_models_without_embeddings_say_so(tiny_checkpoint, fails):
-    for option in (("--prompt", "a dog"), ("--condition", "a.npy"), ("--prompt-audio", "a.wav")):
+    message = fails("generate", "--checkpoint", tiny_checkpoint, "--prompt", "a dog")
+    assert "this model was trained on labels, not words, and takes no prompt: ask for --label, --pitch" in message
+    for option in (("--condition", "a.npy"), ("--prompt-audio", "a.wav")):
         message = fails("generate", "--checkpoint", tiny_checkpoint, *option)
         assert "this model takes no embedding, and so no prompt; its conditions: --label, --pitch" in message
 

@@ -62,7 +62,7 @@ def test_both_programs_have_the_same_commands_and_options():
     images, sounds = options("image_var"), options("audio_var")
     for name in SHARED:
         only_sounds = {"--plot", "--pitch", "--velocity", "--max-seconds", "--batch-size", "--seconds"}
-        only_sounds |= {"--stream", "--prompt", "--prompt-audio", "--clap-model"}
+        only_sounds |= {"--stream", "--prompt-audio", "--clap-model"}
         assert sounds[name] - images[name] <= only_sounds and images[name] - sounds[name] <= {"--grid", "--scale"}
 
 
