@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from next_scale.errors import UserError, first_line
 from next_scale.hub import hub_file
+from next_scale.joint.generator import JointGenerator
 from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import predictor_class
@@ -27,6 +28,8 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "next-scale"
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of files, where a hub id may have a point too
 
+Model = Tokenizer | Generator | JointGenerator
+
 _AUTOENCODERS: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -35,14 +38,22 @@ def register_autoencoder(name: str, build: Callable[..., nn.Module]) -> None:
     _AUTOENCODERS[name] = build
 
 
+def _parts_of(tokenizer: Tokenizer) -> dict:
+    return {
+        "autoencoder": {"name": tokenizer.autoencoder.name, **tokenizer.autoencoder.to_config()},
+        "quantizer": tokenizer.quantizer.to_config(),
+    }
+
+
 def _config_of(model: nn.Module) -> dict:
-    tokenizer = tokenizer_of(model)
+    if isinstance(model, JointGenerator):
+        tokenizers = {name: _parts_of(tokenizer) for name, tokenizer in model.tokenizers.items()}
+        return {"format": FORMAT, "version": 1, "kind": "joint", "tokenizers": tokenizers, **model.to_config()}
     config = {
         "format": FORMAT,
         "version": 1,
         "kind": "generator" if isinstance(model, Generator) else "tokenizer",
-        "autoencoder": {"name": tokenizer.autoencoder.name, **tokenizer.autoencoder.to_config()},
-        "quantizer": tokenizer.quantizer.to_config(),
+        **_parts_of(tokenizer_of(model)),
     }
     if isinstance(model, Generator):
         predictor = {"name": model.predictor.name, **model.predictor.to_config()}
@@ -50,7 +61,7 @@ def _config_of(model: nn.Module) -> dict:
     return config
 
 
-def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
+def save_pretrained(model: Model, folder: str | Path, dtype: torch.dtype | None = None) -> Path:
     """Write ``model.safetensors`` (which carries the configuration too) and ``config.json`` into `folder`.
 
     Args:
@@ -78,7 +89,7 @@ def save_pretrained(model: Tokenizer | Generator, folder: str | Path, dtype: tor
     return folder
 
 
-def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> Tokenizer | Generator:
+def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> Model:
     """Load a model from a folder, a ``.safetensors`` file, or the hub: ``owner/name`` or ``owner/name@revision``.
 
     Raises:
@@ -86,7 +97,7 @@ def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> T
     """
     path = _locate(source)
     config, state = _read(path)
-    model = _build(config, path)
+    model = _build(config, path, state)
     check_fit(model, state, path)
     load_weights(model, state)
     return model.eval().to(device)
@@ -96,10 +107,12 @@ def autoencoder_name(source: str | Path) -> str:
     """Name of a checkpoint's autoencoder, from the header of the file alone.
 
     Raises:
-        UserError: nothing there, not a checkpoint of ours, truncated, or a configuration without a name.
+        UserError: nothing there, not a checkpoint of ours, truncated, a joint model, or a configuration without a name.
     """
     path = _locate(source)
     config, _ = _read(path, tensors=False)
+    if config.get("kind") == "joint":
+        raise UserError(f"{source} is a joint model of {_named(config)}; use next-scale joint generate")
     try:
         return str(config["autoencoder"]["name"])
     except (KeyError, TypeError) as error:
@@ -140,13 +153,26 @@ def _read(path: Path, tensors: bool = True) -> tuple[dict, dict[str, Tensor]]:
     return config, state
 
 
-def _build(config: dict, path: Path) -> Tokenizer | Generator:
+def _named(config: dict) -> str:
+    parts = config.get("tokenizers")
+    return ", ".join(map(str, parts)) if isinstance(parts, dict) else "several parts"
+
+
+def _tokenizer(config: dict, path: Path) -> Tokenizer:
+    options = dict(config["autoencoder"])
+    name = options.pop("name")
+    if name not in _AUTOENCODERS:
+        raise UserError(f"{path} needs the autoencoder '{name}'; known here: {', '.join(_AUTOENCODERS) or 'none'}")
+    return Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
+
+
+def _build(config: dict, path: Path, state: dict[str, Tensor]) -> Model:
     try:
-        options = dict(config["autoencoder"])
-        name = options.pop("name")
-        if name not in _AUTOENCODERS:
-            raise UserError(f"{path} needs the autoencoder '{name}'; known here: {', '.join(_AUTOENCODERS) or 'none'}")
-        tokenizer = Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
+        if config["kind"] == "joint":
+            tokenizers = {name: _tokenizer(part, path) for name, part in config["tokenizers"].items()}
+            definition = bytes(state["definition"].tolist()) if "definition" in state else b""
+            return JointGenerator.from_config(config, tokenizers, definition)
+        tokenizer = _tokenizer(config, path)
         if config["kind"] == "tokenizer":
             return tokenizer
         options = dict(config["predictor"])
