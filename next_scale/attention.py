@@ -108,7 +108,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, prefix: PrefixAttention | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D). With `cache` the tokens see all cached ones and each other; `prefix` decides otherwise.
+        """(B, L, D) -> (B, L, D). With `cache` the tokens see all cached ones and each other, or what `prefix` says.
 
         With both, `prefix` counts its keys from the first cached one.
         """

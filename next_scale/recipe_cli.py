@@ -39,6 +39,7 @@ def fit(
     preview: type,
     arguments: Sequence[str],
     links: Sequence[tuple[str, str]] = (),
+    packages: Sequence[str] = (),
 ) -> None:
     """Train by the recipe and options in `arguments`.
 
@@ -48,6 +49,7 @@ def fit(
             and ``data``.
         preview: class of a callback that shows what is made, the recipe's ``preview``.
         links: (source, target) values that one part of the recipe takes from another once that is built.
+        packages: whose classes a recipe may name too.
 
     ``--trust`` among the arguments lets the recipe name classes of any package, beside `TRUSTED` and the program's own.
 
@@ -72,7 +74,7 @@ def fit(
     ):
         warnings.filterwarnings("ignore", message)
 
-    trusted = (preview.__module__.partition(".")[0], *TRUSTED)
+    trusted = tuple(dict.fromkeys((preview.__module__.partition(".")[0], *packages, *TRUSTED)))
     if "--trust" in arguments:
         arguments = [argument for argument in arguments if argument != "--trust"]
     else:

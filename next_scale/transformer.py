@@ -109,7 +109,8 @@ class Transformer(nn.Module):
 
     def __init__(
         self, width: int, depth: int, heads: int, outputs: int | None, mlp_ratio: float = 4.0,
-        shared_modulation: bool = False, qk_norm: bool = False, softmax_scale: float | None = None, dropout: float = 0.0, drop_path: float = 0.0,
+        shared_modulation: bool = False, qk_norm: bool = False, softmax_scale: float | None = None,
+        dropout: float = 0.0, drop_path: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.width, self.depth, self.heads = width, depth, heads

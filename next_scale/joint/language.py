@@ -74,7 +74,7 @@ class LanguageTrunk(Trunk):
             library, with the model's own weights kept as they are; 0 trains all of the model.
         lora_alpha: their scale is lora_alpha / lora.
         config: the model's whole configuration, of a checkpoint.
-        sizes: of a model of random weights: fields of its configuration, such as ``model_type: llama, hidden_size: 64``.
+        sizes: of a model of random weights: what its configuration takes, as ``model_type: llama, hidden_size: 64``.
 
     Raises:
         UserError: the extra is not installed, or there is no such model, or it is of another class.
@@ -97,7 +97,7 @@ class LanguageTrunk(Trunk):
         except (KeyError, ValueError) as error:
             raise UserError(f"this language model takes no attention but its own: {first_line(error)}") from error
         if language.get_output_embeddings() is None or not language._supports_attention_backend:
-            raise UserError("this language model is not of Llama's class: it has no attention interface or no text head")
+            raise UserError("this language model is not of Llama's class: it lacks the attention interface or a head")
         self.language = self._adapted(language) if lora else language
         self.register_load_state_dict_post_hook(lambda module, _: module._plain.tie_weights())
 
