@@ -34,10 +34,12 @@ TEXT = "text"
 _DESCRIPTION = "One model for text and for the kinds of samples of all installed packages, as parts of one sequence."
 
 _GENERATE = """Give a joint model some parts, and let it go on with others: words to a sample, a sample to words, a
-sample to one of another kind. A part is given as KIND:VALUE, in the order in which the model learned them: text as it is, any
-other kind as a file. Captions are printed, one a line, with escapes where they do not print; samples are written."""
+sample to one of another kind. A part is given as KIND:VALUE, in the order in which the model learned them: text as it
+is, any other kind as a file. Captions are printed, one a line, with escapes where they do not print; samples are
+written."""
 
-FIT_USAGE = """usage: next-scale joint fit --config RECIPE.yaml [--trainer.OPTION VALUE ...] [--ckpt_path FILE] [--trust]
+FIT_USAGE = """usage: next-scale joint fit --config RECIPE.yaml [--trainer.OPTION VALUE ...]
+                            [--ckpt_path FILE] [--trust]
 
 Train a joint model from a recipe, on tokens of trained tokenizers and on captions. Every value in the recipe, and every
 option of Lightning's Trainer, can be set on the command line after it. recipes/multimodal/README.md explains recipes.

@@ -117,8 +117,9 @@ class LanguageTrunk(Trunk):
         kind = config.pop("model_type", "llama")
         try:
             return library.AutoModelForCausalLM.from_config(library.AutoConfig.for_model(kind, **config))
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"no language model of type '{kind}' can be built: {first_line(error)}") from error
+        except Exception as error:  # the library checks configurations with errors of many kinds
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+            raise UserError(f"no language model of type '{kind}' can be built: {reason}") from error
 
     def _adapted(self, language: nn.Module) -> nn.Module:
         try:

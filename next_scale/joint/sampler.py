@@ -29,7 +29,6 @@ class Drawn(NamedTuple):
     latent: Tensor | None
 
 
-@torch.inference_mode()
 def draw(
     model: JointModel, prompt: Sequence[Filled], names: Sequence[str], quantizers: Mapping[str, MultiScaleQuantizer],
     sampling: Mapping[str, SamplingOptions], seeds: Sequence[int],
@@ -61,17 +60,20 @@ def draw(
 
     if len(seeds) == 1 or any(sampling[name].smooth and not sampling[name].greedy for name in names):
         return [_stacked(parts) for parts in zip(*(some(row)[0] for row in rows), strict=True)]
-    drawn, sure = some(slice(len(seeds)))
+    parts, sure = some(slice(len(seeds)))
+    tokens = [part.tokens.clone() for part in parts]
     for row in (~sure).nonzero()[:, 0].tolist():
-        for part, alone in zip(drawn, some(rows[row])[0], strict=True):
-            part.tokens[row] = alone.tokens[0]
-    latents = [_latents(part, quantizers) for part in drawn]
-    return [Drawn(part.name, part.tokens.clone(), latent) for part, latent in zip(drawn, latents, strict=True)]
+        for own, alone in zip(tokens, some(rows[row])[0], strict=True):
+            own[row] = alone.tokens[0]
+    with torch.no_grad():
+        drawn = [part._replace(tokens=own) for part, own in zip(parts, tokens, strict=True)]
+        return [part._replace(latent=_latents(part, quantizers)) for part in drawn]
 
 
 def _stacked(parts: Sequence[Drawn]) -> Drawn:
-    latent = None if parts[0].latent is None else torch.cat([part.latent for part in parts])
-    return Drawn(parts[0].name, torch.cat([part.tokens for part in parts]), latent)
+    """Samples drawn alone, as one batch; clones, which outside inference mode are tensors like any other."""
+    latent = None if parts[0].latent is None else torch.cat([part.latent for part in parts]).clone()
+    return Drawn(parts[0].name, torch.cat([part.tokens for part in parts]).clone(), latent)
 
 
 def _latents(part: Drawn, quantizers: Mapping[str, MultiScaleQuantizer]) -> Tensor | None:
@@ -94,6 +96,7 @@ class _Run:
         layout = [*(filled.name for filled in prompt), *names]
         self.cache = model.trunk.cache(self.batch, sum(model.parts[name].places(True) for name in layout))
 
+    @torch.inference_mode()
     def draw(self) -> tuple[list[Drawn], Tensor | None]:
         """The parts, and in a batch whether rounding decided no draw of a sample (B,)."""
         if self.prompt:
