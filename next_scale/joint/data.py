@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import lightning as L
@@ -189,6 +190,7 @@ class JointDataModule(L.LightningDataModule):
         super().__init__()
         self.sets, self.batch_size, self.batches = sets, batch_size, batches
         self.validation_batches, self.seed = validation_batches, seed
+        self._prepared = False
         self.streams = {name: names.split() for name, names in streams.items()}
         for name, names in self.streams.items():
             if missing := [each for each in names if each not in sets]:
@@ -201,12 +203,20 @@ class JointDataModule(L.LightningDataModule):
         return list(dict.fromkeys(" ".join(_layout(name)) for name in self.streams))
 
     def prepare_data(self) -> None:
-        for tokens in self.sets.values():
-            tokens.prepare_data()
+        if not self._prepared:  # several trainings may have the same data
+            for tokens in self.sets.values():
+                tokens.prepare_data()
+        self._prepared = True
 
     def setup(self, stage: str) -> None:
         for tokens in self.sets.values():
             tokens.setup(stage)
+
+    def only(self, streams: Mapping[str, str], seed: int) -> JointDataModule:
+        """The same sets in other streams and another order."""
+        other = copy.copy(self)
+        other.streams, other.seed = {name: names.split() for name, names in streams.items()}, seed
+        return other
 
     def stream(self, name: str, split: str) -> Stream:
         """A stream of "train", "validation" or "test"."""

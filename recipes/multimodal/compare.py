@@ -18,10 +18,12 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import yaml
 
 from next_scale.cli import Outputs, Parser, progress, run_program, sample_seed
@@ -87,17 +89,23 @@ def read_plan(path: str | Path) -> tuple[Plan, dict]:
         raise UserError(f"{path} is no plan of this comparison: {str(error).splitlines()[0]}") from error
 
 
-def build_data(recipe: dict, streams: Sequence[str], seed: int):
-    """The recipe's data, of some streams only."""
+def build_data(recipe: dict):
+    """The recipe's data, with its tokens made."""
     from jsonargparse import ArgumentParser
 
     from next_scale.joint.data import JointDataModule
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(JointDataModule, "data")
-    named = {name: SETS.get(name) or recipe["data"]["streams"][name] for name in streams}
-    config = parser.parse_object({"data": recipe["data"] | {"streams": named, "seed": seed}})
-    return parser.instantiate_classes(config).data
+    data = parser.instantiate_classes(parser.parse_object({"data": recipe["data"]})).data
+    data.prepare_data()
+    return data
+
+
+def data_of(model: str, data, seed: int):
+    """A model's streams of the data."""
+    named = {name: SETS.get(name) or " ".join(data.streams[name]) for name in MODELS[model]}
+    return data.only(named, seed)
 
 
 def step_flops(module, data) -> dict[str, float]:
@@ -137,7 +145,7 @@ def places_of(joint) -> dict[str, float]:
     return found
 
 
-def train(plan: Plan, recipe: dict, model: str, seed: int, folder: Path) -> dict:
+def train(plan: Plan, recipe: dict, every, model: str, seed: int, folder: Path) -> dict:
     """Train one model, or find it trained; what it took."""
     if (folder / DONE).is_file():
         return json.loads((folder / DONE).read_text())
@@ -149,15 +157,15 @@ def train(plan: Plan, recipe: dict, model: str, seed: int, folder: Path) -> dict
     from next_scale.joint.training import JointModule
 
     def build(name: str):
-        data = build_data(recipe, MODELS[name], seed)
-        data.setup("fit")
+        data = data_of(name, every, seed)
         L.seed_everything(seed, verbose=False)
         return JointModule(layouts=data.layouts, **recipe["model"]), data
 
     module, data = build(JOINT)
     joint, places = step_flops(module, data), places_of(module.joint)
-    module, data = build(model)
-    own = step_flops(module, data)
+    if model != JOINT:
+        module, data = build(model)
+    own = joint if model == JOINT else step_flops(module, data)
     budget = budget_of(model, joint, places, plan.steps)
     steps = max(1, round(budget / statistics.mean(own.values())))
     L.seed_everything(seed, verbose=False)
@@ -206,8 +214,14 @@ def bits_of(generator, data, rows: int) -> dict[str, list[float]]:
     return found
 
 
+@cache
+def judges() -> Judges:
+    """Loaded once."""
+    return Judges()
+
+
 class Judges:
-    """What samples are of, by the shipped evaluators; icons by the nearest mean of real ones."""
+    """What samples are of, by the shipped evaluators; icons by the drawn one that is most like them."""
 
     def __init__(self) -> None:
         from audio_var.evaluator import load_evaluator as hears
@@ -215,9 +229,8 @@ class Judges:
         from image_var.evaluator import load_evaluator as sees
 
         self.hears, self.sees, self.icons = hears(), sees(), LABELS
-        drawn = Icons("train", 200)
-        shapes = torch.stack([drawn[i]["sample"] for i in range(len(drawn))])  # labels in turn
-        self.means = shapes.unflatten(0, (-1, len(LABELS))).mean(0).flatten(1)  # (families, pixels)
+        drawn = Icons("train", 40)
+        self.shapes = outlines(torch.stack([drawn[i]["sample"] for i in range(len(drawn))]))  # labels in turn
 
     def family(self, samples: torch.Tensor) -> list[str]:
         return [self.hears.labels[i] for i in self.hears.judge(samples).label.tolist()]
@@ -226,12 +239,24 @@ class Judges:
         return [self.sees.labels[i] for i in self.sees.judge(samples).label.tolist()]
 
     def icon(self, samples: torch.Tensor) -> list[str]:
-        nearest = torch.cdist(samples.flatten(1), self.means).argmin(1)
+        nearest = (outlines(samples) @ self.shapes.T).argmax(1) % len(self.icons)
         return [self.icons[i] for i in nearest.tolist()]
 
 
+def outlines(samples: torch.Tensor) -> torch.Tensor:
+    """What is drawn on pictures (N, 1, 32, 32), brought to one place and size: (N, 256), of unit length."""
+    found = []
+    for picture in samples[:, 0] + 1:
+        rows, columns = (torch.nonzero((picture > 0.5).any(axis))[:, 0] for axis in (1, 0))
+        box = picture
+        if len(rows):
+            box = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        found.append(F.interpolate(box[None, None], (16, 16), mode="bilinear", antialias=True).flatten())
+    return F.normalize(torch.stack(found))
+
+
 @torch.inference_mode()
-def accuracies_of(generator, data, judges: Judges, count: int) -> dict[str, float]:
+def accuracies_of(generator, data, count: int) -> dict[str, float]:
     """Direction -> share of what was drawn that is of the right class; captions are right if their class word is."""
     found: dict[str, float] = {}
     for name in data.streams:
@@ -239,7 +264,7 @@ def accuracies_of(generator, data, judges: Judges, count: int) -> dict[str, floa
         if len(layout) < 2:
             continue
         stream = data.stream(name, "test")
-        hits, said, slots = [], 0, {}
+        hits, slots = [], {}
         for start in range(0, count, 16):
             rows = [stream.rows[i * len(stream.rows) // count] for i in range(start, min(start + 16, count))]
             batch = stream.batch(rows, torch.Generator().manual_seed(start))
@@ -254,12 +279,11 @@ def accuracies_of(generator, data, judges: Judges, count: int) -> dict[str, floa
                     hits.append(heard.get(_class(captions)) == meant[_class(captions)])
                     for slot in heard:
                         slots.setdefault(slot, []).append(heard[slot] == meant[slot])
-                    said += bool(heard)
                 continue
             if layout[1] == "audio":
-                judged = judges.family(made.content)
+                judged = judges().family(made.content)
             else:
-                judged = (judges.clothes if layout[0] == TEXT else judges.icon)(made.content)
+                judged = (judges().clothes if layout[0] == TEXT else judges().icon)(made.content)
             hits += [a == b for a, b in zip(judged, labels, strict=True)]
         found[f"{layout[0]} to {layout[1]}"] = sum(hits) / len(hits)
         for slot, right in slots.items():
@@ -273,18 +297,17 @@ def _class(captions) -> str:
     return next(iter(captions.phrases.words))
 
 
-def measure(plan: Plan, recipe: dict, model: str, seed: int, folder: Path) -> dict:
+def measure(plan: Plan, every, model: str, seed: int, folder: Path) -> dict:
     """What a trained model is worth, or what was found before."""
     if (folder / MEASURED).is_file():
         return json.loads((folder / MEASURED).read_text())
     from next_scale.checkpoint import from_pretrained
 
     generator = from_pretrained(folder / "model")
-    data = build_data(recipe, MODELS[model], seed)
-    data.setup("test")
+    data = data_of(model, every, seed)
     found = {
         "bits": bits_of(generator, data, plan.rows),
-        "accuracy": accuracies_of(generator, data, Judges(), plan.drawn),
+        "accuracy": accuracies_of(generator, data, plan.drawn),
     }
     _keep(folder / MEASURED, found)
     return found
@@ -379,12 +402,13 @@ def main(argv: list[str]) -> int:
     plan, recipe = read_plan(args.plan)
     out = Path(args.out)
     bring_modalities()
+    data = build_data(recipe)
     results = []
     for seed in plan.seeds:
         for model in MODELS:
             folder = out / f"{model.replace('+', '_')}-{seed}"
-            trained = train(plan, recipe, model, seed, folder)
-            results.append(trained | measure(plan, recipe, model, seed, folder))
+            trained = train(plan, recipe, data, model, seed, folder)
+            results.append(trained | measure(plan, data, model, seed, folder))
             print(f"{model}, seed {seed}: {trained['steps']:,} steps in {trained['seconds']:,.0f} s", flush=True)
     command = f"python -m recipes.multimodal.compare --plan {args.plan} --out {args.out}"
     with Outputs() as outputs:

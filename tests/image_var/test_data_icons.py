@@ -19,10 +19,6 @@ def test_icons_vary_repeat_and_stay_apart():
     assert samples.shape == (192, 1, 32, 32) and samples.min() == -1 and samples.amax((1, 2, 3)).min() > -0.2
     assert torch.equal(train[5]["sample"], samples[5])
     assert len(torch.unique(samples.flatten(1), dim=0)) == 192  # no two alike
-    means = samples.unflatten(0, (-1, len(LABELS))).mean(0).flatten(1)
-    found = [int(torch.cdist(test[i]["sample"].view(1, -1), means).argmin()) for i in range(len(test))]
-    right = sum(label == test[i]["condition"]["label"] for i, label in enumerate(found))
-    assert right >= 20  # the nearest mean of 16 drawings tells most of 24 new ones
     assert IconDataModule(20, channels=3).dataset("train")[0]["sample"].shape == (3, 32, 32)
 
 
