@@ -109,7 +109,7 @@ def test_prompts_are_learned(words):
     inputs, condition = model.inputs(quantizer, tokens), batch_of(PROMPTS)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2, weight_decay=0.0)
     model.train()
-    for _ in range(60):
+    for _ in range(50):
         loss = model.loss(tokens, inputs, condition).loss
         optimizer.zero_grad()
         loss.backward()
