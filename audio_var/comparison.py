@@ -16,6 +16,7 @@ from audio_var.losses import MelDistance
 from audio_var.metrics import multi_resolution_convergence
 from audio_var.objective import AudioObjective
 from audio_var.plots import spectrogram_thumbnail
+from next_scale.commands.backend import Backend
 from next_scale.compare.modality import Modality
 from next_scale.errors import UserError
 
@@ -34,6 +35,12 @@ class AudioModality(Modality):
     def __init__(self) -> None:
         self._evaluator = load_evaluator()
         self._mel = MelDistance(self.sample_rate)
+
+    @classmethod
+    def backend(cls) -> Backend:
+        from audio_var.cli.backend import BACKEND  # a command line's; what compares needs none
+
+        return BACKEND
 
     def data(self, **options) -> AudioDataModule:
         return AudioDataModule(**{"data": "data/notes", **options})

@@ -15,6 +15,7 @@ from image_var.io import to_picture, write_image, write_picture
 from image_var.line import LineAutoencoder
 from image_var.metrics import squared_error
 from image_var.objective import ImageObjective
+from next_scale.commands.backend import Backend
 from next_scale.compare.modality import Modality
 from next_scale.errors import UserError
 
@@ -30,6 +31,12 @@ class ImageModality(Modality):
 
     def __init__(self) -> None:
         self._evaluator = load_evaluator()
+
+    @classmethod
+    def backend(cls) -> Backend:
+        from image_var.cli.backend import BACKEND  # a command line's; what compares needs none
+
+        return BACKEND
 
     def data(self, **options) -> ImageDataModule:
         return ImageDataModule(**{"data": "fashion-mnist", "size": 32, "channels": 1, **options})

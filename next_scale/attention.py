@@ -108,7 +108,10 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, prefix: PrefixAttention | None = None, cache: KVCache | None = None, layer: int = 0
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D). With `cache` the tokens see all cached ones and each other; else `prefix` decides."""
+        """(B, L, D) -> (B, L, D). With `cache` the tokens see all cached ones and each other, or what `prefix` says.
+
+        With both, `prefix` counts its keys from the first cached one.
+        """
         B, L, D = x.shape
         packed = isinstance(self.qkv, PackedLinear)
         if packed:
@@ -125,8 +128,11 @@ class Attention(nn.Module):
             q, k = normalised(q, k, head_scale)
             if cache is not None:
                 k, v = cache.append(layer, k, v)
-            flops.report_attention(q, k.shape[1])
-            out = attend(q, k, v, scale=self.softmax_scale, dropout=dropout)
+            if prefix is not None:
+                out = prefix(q, k, v, self.softmax_scale, dropout)
+            else:
+                flops.report_attention(q, k.shape[1])
+                out = attend(q, k, v, scale=self.softmax_scale, dropout=dropout)
         return F.dropout(self.proj(out.flatten(2)), self.dropout, self.training)  # (B, L, H, d) -> (B, L, D)
 
     def _bias(self) -> Tensor:

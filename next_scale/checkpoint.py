@@ -19,6 +19,7 @@ from next_scale.allowance import Allowance, check_types
 from next_scale.errors import UserError, first_line
 from next_scale.files import settle
 from next_scale.hub import hub_file
+from next_scale.joint.generator import JointGenerator
 from next_scale.loading import check_fit, load_weights, without_weights
 from next_scale.model import Generator, tokenizer_of
 from next_scale.predictors import NextScale, predictor_class
@@ -34,6 +35,8 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = "next-scale"
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")  # of files, where a hub id may have a point too
 
+Model = Tokenizer | Generator | JointGenerator
+
 _AUTOENCODERS: dict[str, Callable[..., nn.Module]] = {}
 
 
@@ -42,14 +45,22 @@ def register_autoencoder(name: str, build: Callable[..., nn.Module]) -> None:
     _AUTOENCODERS[name] = build
 
 
+def _parts_of(tokenizer: Tokenizer) -> dict:
+    return {
+        "autoencoder": {"name": tokenizer.autoencoder.name, **tokenizer.autoencoder.to_config()},
+        "quantizer": tokenizer.quantizer.to_config(),
+    }
+
+
 def _config_of(model: nn.Module) -> dict:
-    tokenizer = tokenizer_of(model)
+    if isinstance(model, JointGenerator):
+        tokenizers = {name: _parts_of(tokenizer) for name, tokenizer in model.tokenizers.items()}
+        return {"format": FORMAT, "version": 1, "kind": "joint", "tokenizers": tokenizers, **model.to_config()}
     config = {
         "format": FORMAT,
         "version": 1,
         "kind": "generator" if isinstance(model, Generator) else "tokenizer",
-        "autoencoder": {"name": tokenizer.autoencoder.name, **tokenizer.autoencoder.to_config()},
-        "quantizer": tokenizer.quantizer.to_config(),
+        **_parts_of(tokenizer_of(model)),
     }
     if isinstance(model, Generator):
         predictor = {"name": model.predictor.name, **model.predictor.to_config()}
@@ -58,7 +69,7 @@ def _config_of(model: nn.Module) -> dict:
 
 
 def save_pretrained(
-    model: Tokenizer | Generator,
+    model: Model,
     folder: str | Path,
     dtype: torch.dtype | None = None,
     state: Mapping[str, Tensor] | None = None,
@@ -98,7 +109,7 @@ def save_pretrained(
     return folder
 
 
-def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> Tokenizer | Generator:
+def from_pretrained(source: str | Path, device: str | torch.device = "cpu") -> Model:
     """Load a model from a folder, a ``.safetensors`` file, or the hub: ``owner/name`` or ``owner/name@revision``.
 
     Raises:
@@ -120,10 +131,12 @@ def autoencoder_name(source: str | Path) -> str:
     """Name of a checkpoint's autoencoder, from the header of the file alone.
 
     Raises:
-        UserError: nothing there, not a checkpoint of ours, truncated, or a configuration without a name.
+        UserError: nothing there, not a checkpoint of ours, truncated, a joint model, or a configuration without a name.
     """
     path = _locate(source)
     config, _ = _read_header(path)
+    if config.get("kind") == "joint":
+        raise UserError(f"{source} is a joint model of {_named(config)}; use next-scale joint generate")
     try:
         return str(config["autoencoder"]["name"])
     except (KeyError, TypeError) as error:
@@ -188,9 +201,15 @@ def _whole(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not a whole safetensors file: {first_line(error)}") from error
 
 
-def _build(config: dict, shapes: Mapping[str, list[int]], path: Path) -> Tokenizer | Generator:
+def _named(config: dict) -> str:
+    parts = config.get("tokenizers")
+    return ", ".join(map(str, parts)) if isinstance(parts, dict) else "several parts"
+
+
+def _build(config: dict, shapes: Mapping[str, list[int]], path: Path) -> Model:
     try:
-        elsewhere = config["autoencoder"].get("weights") is not None
+        parts = config["tokenizers"].values() if config["kind"] == "joint" else [config]
+        elsewhere = any(part["autoencoder"].get("weights") is not None for part in parts)
         with Allowance(shapes.values(), path, elsewhere):
             return _built(config, path)
     except (UserError, MemoryError):
@@ -199,13 +218,11 @@ def _build(config: dict, shapes: Mapping[str, list[int]], path: Path) -> Tokeniz
         raise _unbuildable(path, error) from error
 
 
-def _built(config: dict, path: Path) -> Tokenizer | Generator:
-    options = dict(config["autoencoder"])
-    name = options.pop("name")
-    if name not in _AUTOENCODERS:
-        raise UserError(f"{path} needs the autoencoder '{name}'; known here: {', '.join(_AUTOENCODERS) or 'none'}")
-    check_types(config["quantizer"], MultiScaleQuantizer)
-    tokenizer = Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
+def _built(config: dict, path: Path) -> Model:
+    if config["kind"] == "joint":
+        tokenizers = {name: _built_tokenizer(part, path) for name, part in config["tokenizers"].items()}
+        return JointGenerator.from_config(config, tokenizers, _read_definition(path))
+    tokenizer = _built_tokenizer(config, path)
     if config["kind"] == "tokenizer":
         return tokenizer
     options = dict(config["predictor"])
@@ -217,6 +234,21 @@ def _built(config: dict, path: Path) -> Tokenizer | Generator:
     _check_pair(tokenizer, predictor, path)
     check_types(config["sampling"], SamplingOptions)
     return Generator(tokenizer, predictor, SamplingOptions(**config["sampling"]))
+
+
+def _built_tokenizer(config: dict, path: Path) -> Tokenizer:
+    options = dict(config["autoencoder"])
+    name = options.pop("name")
+    if name not in _AUTOENCODERS:
+        raise UserError(f"{path} needs the autoencoder '{name}'; known here: {', '.join(_AUTOENCODERS) or 'none'}")
+    check_types(config["quantizer"], MultiScaleQuantizer)
+    return Tokenizer(_AUTOENCODERS[name](**options), MultiScaleQuantizer.from_config(config["quantizer"]))
+
+
+def _read_definition(path: Path) -> bytes:
+    """Of a language model's tokenizer, which text cannot be read without; empty where there is none."""
+    with _whole(path), safe_open(path, framework="pt") as file:
+        return bytes(file.get_tensor("definition").tolist()) if "definition" in file.keys() else b""
 
 
 def _check_pair(tokenizer: Tokenizer, predictor: Predictor, path: Path) -> None:

@@ -10,7 +10,7 @@ a batch as large as all of theirs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import lightning as L
 import torch
@@ -57,8 +57,8 @@ class _Order(DistributedSampler):
 class _Batches(Dataset):
     """Many samples of a data set at once; what is random in one is drawn with random numbers of its own."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: Dataset, seed: int, collate: Callable[[list], object]) -> None:
+        self.dataset, self.seed, self.collate = dataset, seed, collate
         self.whole = getattr(dataset, "batch", None)
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class _Batches(Dataset):
         epoch, indices = due
         if self.whole is not None:
             return self.whole(indices.numpy())
-        return default_collate([drawn(self.dataset, index, (self.seed, epoch)) for index in indices.tolist()])
+        return self.collate([drawn(self.dataset, index, (self.seed, epoch)) for index in indices.tolist()])
 
 
 def drawn(dataset: Dataset, index: int, seeds: tuple[int, ...]) -> object:
@@ -129,15 +129,19 @@ class TrainingLoader(DataLoader):
             :class:`next_scale.shards.reader.TokenSet` does.
         batch_size: B, of this process; all batches are of this size, but where the split is smaller.
         seed: of the order and of what is random in the samples.
+        collate: makes a batch of samples.
         options: of :class:`torch.utils.data.DataLoader`.
 
     Shape notation: B batch.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, **options) -> None:
+    def __init__(
+        self, dataset: Dataset, batch_size: int, seed: int,
+        collate: Callable[[list], object] = default_collate, **options,
+    ) -> None:  # fmt: skip
         sampler = _Order(dataset, batch_size, seed)
         own = torch.Generator()  # of a base seed that nothing uses, but that would be drawn from the global generator
-        super().__init__(_Batches(dataset, seed), batch_size=None, sampler=sampler, generator=own, **options)
+        super().__init__(_Batches(dataset, seed, collate), batch_size=None, sampler=sampler, generator=own, **options)
         self.samples, self.size = dataset, sampler.batch_size
         self._done, self._before, self._left = 0, None, None
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from next_scale.condition import ConditionSpec, VectorSpec
 from next_scale.conditioning import Words
+from next_scale.errors import UserError
 from next_scale.packed import keep_freed_memory
 from next_scale.predictors.interface import Predictor
 from next_scale.predictors.known import Evidence
@@ -103,7 +104,9 @@ class Generator(nn.Module):
 
 
 def tokenizer_of(model: Tokenizer | Generator) -> Tokenizer:
-    """The tokenizer of a model of either kind."""
+    """The tokenizer of a model of either kind. Raises UserError where it is neither."""
+    if not isinstance(model, Tokenizer | Generator):
+        raise UserError("a joint model has several tokenizers: name the checkpoint of the one that is meant")
     return model.tokenizer if isinstance(model, Generator) else model
 
 

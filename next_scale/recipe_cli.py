@@ -42,6 +42,7 @@ def fit(
     arguments: Sequence[str],
     links: Sequence[tuple[str, str]] = (),
     data_base: type | None = None,
+    packages: Sequence[str] = (),
 ) -> None:
     """Train by the recipe and options in `arguments`.
 
@@ -53,6 +54,7 @@ def fit(
         data_base: of the classes that ``data`` may name as ``class_path``, or the command line as ``--data``; `data` is
             the one where neither does. None: there is no other.
         links: (source, target) values that one part of the recipe takes from another once that is built.
+        packages: whose classes a recipe may name too.
 
     ``--trust`` among the arguments lets the recipe name classes of any package, beside `TRUSTED` and the program's own.
 
@@ -75,7 +77,7 @@ def fit(
     limit_yaml()
 
     quiet_lightning()
-    trusted = (preview.__module__.partition(".")[0], *TRUSTED)
+    trusted = tuple(dict.fromkeys((preview.__module__.partition(".")[0], *packages, *TRUSTED)))
     if "--trust" in arguments:
         arguments = [argument for argument in arguments if argument != "--trust"]
     else:

@@ -114,7 +114,7 @@ class Transformer(nn.Module):
         width: D, a multiple of `heads`.
         depth: number of blocks.
         heads: H.
-        outputs: features of the head: V for codes.
+        outputs: features of the head: V for codes. None is no head: what comes out is the final norm's, of width D.
         mlp_ratio, qk_norm, softmax_scale, dropout: see :class:`Block`.
         shared_modulation: one Linear(D, 6 D) for all blocks and an offset (6, D) of each (VAR-d36-s), instead of one
             Linear a block. A third fewer parameters.
@@ -124,8 +124,9 @@ class Transformer(nn.Module):
     """
 
     def __init__(
-        self, width: int, depth: int, heads: int, outputs: int, mlp_ratio: float = 4.0, shared_modulation: bool = False,
-        qk_norm: bool = False, softmax_scale: float | None = None, dropout: float = 0.0, drop_path: float = 0.0,
+        self, width: int, depth: int, heads: int, outputs: int | None, mlp_ratio: float = 4.0,
+        shared_modulation: bool = False, qk_norm: bool = False, softmax_scale: float | None = None,
+        dropout: float = 0.0, drop_path: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
         self.width, self.depth, self.heads = width, depth, heads
@@ -137,7 +138,7 @@ class Transformer(nn.Module):
         self.modulation = nn.ModuleList(nn.Linear(width, 6 * width) for _ in range(1 if shared_modulation else depth))
         self.offset = nn.Parameter(torch.zeros(depth, 6, width)) if shared_modulation else None
         self.final_modulation = nn.Linear(width, 2 * width)
-        self.head = nn.Linear(width, outputs)
+        self.head = nn.Identity() if outputs is None else nn.Linear(width, outputs)
         self.int8 = False
         self.reset_parameters()
 
@@ -157,7 +158,8 @@ class Transformer(nn.Module):
                 init_weight(self.offset, std)
                 self.offset[:, :2] *= 1e-5
             self.final_modulation.weight *= 0.5
-            self.head.weight *= 0.02
+            if isinstance(self.head, nn.Linear):
+                self.head.weight *= 0.02
             for block in self.blocks:
                 block.attention.proj.weight /= math.sqrt(2 * self.depth)
                 block.mlp_out.weight /= math.sqrt(2 * self.depth)
@@ -186,8 +188,9 @@ class Transformer(nn.Module):
         """
         for block in self.blocks:
             block.pack(int8)
-        self.head = pack_linear(self.head, int8)
-        self.int8 = isinstance(self.head, Int8Linear)
+        if not isinstance(self.head, nn.Identity):
+            self.head = pack_linear(self.head, int8)
+        self.int8 = isinstance(self.blocks[-1].mlp_out, Int8Linear)
 
     def cache(self, batch: int, length: int) -> KVCache:
         """An empty cache for `batch` sequences of `length` tokens, on the model's device and in its dtype."""
@@ -202,8 +205,9 @@ class Transformer(nn.Module):
     ) -> Tensor:  # fmt: skip
         """Embedded tokens (B, L, D) to head outputs (B, L - skip, V), in float32.
 
-        With `cache`, x is one step: its tokens see each other and every token of the steps before, and join the cache.
-        Without, query i sees what `prefix` says; everything, if None. The first `skip` tokens give no
+        With `cache`, x is one step: its tokens join the cache, and see each other and every token of the steps before,
+        or what `prefix` says, which counts from the first token cached. Without, query i sees what `prefix` says;
+        everything, if None. The first `skip` tokens give no
         output: they are there to be seen.
         """
         for layer, (block, six) in enumerate(zip(self.blocks, modulations.blocks, strict=True)):

@@ -23,6 +23,7 @@ RECIPES = (  # package of the program, stage, recipe; and, of one that changes a
     ("audio_var", "next-scale", "prompts/notes_debug.yaml", "audio_notes/next_scale_debug.yaml"),
     ("image_var", "next-scale", "prompts/fashion_debug.yaml", "image_fashion/next_scale_debug.yaml"),
     ("image_var", "next-scale", "prompts/fashion_morph_debug.yaml", "image_fashion/next_scale_debug.yaml"),
+    ("next_scale", "joint", "multimodal/joint_debug.yaml"),
 )
 PROMISE = re.compile(r"^# It must lower (\S+) by at least (\d+)%", re.MULTILINE)
 LAST = 5  # logged values whose mean counts as the end
@@ -41,7 +42,8 @@ def check(folder: Path, package: str, stage: str, recipe: str, base: str | None 
     """Train by one recipe in `folder` and compare its loss with the promise; prints a line of figures."""
     text = (ROOT / "recipes" / recipe).read_text(encoding="utf-8")
     name, percent = PROMISE.search(text).groups()
-    command = [sys.executable, "-m", package, "fit", stage]
+    words = ["joint", "fit"] if stage == "joint" else ["fit", stage]
+    command = [sys.executable, "-m", package, *words]
     for part in [recipe] if base is None else [base, recipe]:
         command += ["--config", f"recipes/{part}"]
     start = time.monotonic()

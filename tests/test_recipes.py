@@ -35,6 +35,15 @@ def test_recipes_of_prompts_change_another(path):
     assert yaml.safe_load(text)["seed_everything"] == 0
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes/multimodal").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_sequences_begin_with_their_command(path):
+    text = path.read_text(encoding="utf-8")
+    first = text.splitlines()[0]
+    assert first.startswith(("# next-scale joint fit --config ", "# python -m recipes.multimodal.compare --plan "))
+    assert f"recipes/multimodal/{path.name}" in first
+    assert (path.parent / "README.md").read_text(encoding="utf-8").count(path.name) >= 1
+
+
 def test_debug_recipes_state_what_they_must_reach():
     for _, _, recipe, *_ in RECIPES:
         path = ROOT / "recipes" / recipe

@@ -1,4 +1,4 @@
-"""The command `next-scale`: the comparison of predictors, over all modalities that installed packages bring."""
+"""The command `next-scale`: what concerns all modalities that installed packages bring; here, their comparison."""
 
 from __future__ import annotations
 
@@ -29,6 +29,13 @@ _RUN_EPILOG = """examples:
 _REPORT_EPILOG = """examples:
   next-scale compare report runs/compare_debug
   next-scale compare report runs/compare_debug --out report.html"""
+
+
+_PROGRAM = "What all modalities share: a comparison of predictors, and models of text and samples in one sequence."
+
+_PROGRAM_EPILOG = """commands:
+  next-scale compare --help   predictors under one protocol
+  next-scale joint --help     one model for text and samples of several kinds"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -95,8 +102,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = Parser(prog="next-scale", description=_DESCRIPTION, epilog=_RUN_EPILOG)
-    add_parser(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    from next_scale.joint import cli as joint
+
+    if argv[:2] == ["joint", "fit"]:  # which has all of Lightning's options
+        return joint.fit(argv[2:])
+    parser = Parser(prog="next-scale", description=_PROGRAM, epilog=_PROGRAM_EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_parser(commands)
+    joint.add_parser(commands)
     args = parser.parse_args(argv)
     return args.run(args)
 

@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor, nn
 
 from next_scale.data import SampleDataModule
 from next_scale.errors import UserError
+
+if TYPE_CHECKING:
+    from next_scale.commands.backend import Backend
 
 GROUP = "next_scale.modalities"
 """Group of entry points in which a package names a modality that it brings: ``name = "package.module:Class"``."""
@@ -62,9 +65,29 @@ class Modality(ABC):
             One entry a sample: ``file`` and ``picture``, names in the folder, and ``kind``, ``sound`` or ``picture``.
         """
 
+    @classmethod
+    def backend(cls) -> Backend:
+        """How its samples are read from files and written, for commands. Raises UserError where they are not."""
+        raise UserError(f"'{cls.name}' has no files that commands read or write")
+
+
+def modality_names() -> list[str]:
+    """Names of the modalities that installed packages bring."""
+    return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def modality_packages() -> list[str]:
+    """The packages that bring them."""
+    return sorted({entry.value.partition(":")[0].partition(".")[0] for entry in entry_points(group=GROUP)})
+
 
 def find_modality(name: str) -> Modality:
-    """The modality of that name.
+    """The modality of that name; errors as of :func:`modality_class`."""
+    return modality_class(name)()
+
+
+def modality_class(name: str) -> type[Modality]:
+    """The class of the modality of that name.
 
     Raises:
         UserError: no installed package brings it, or what brings it does not import.
@@ -74,6 +97,6 @@ def find_modality(name: str) -> Modality:
         known = ", ".join(sorted(entries)) or "none: install this project, so that its entry points are known"
         raise UserError(f"no modality is called '{name}'; known: {known}")
     try:
-        return entries[name].load()()
+        return entries[name].load()
     except ImportError as error:
         raise UserError(f"the modality '{name}' ({entries[name].value}) does not import: {error}") from error
