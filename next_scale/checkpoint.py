@@ -170,7 +170,7 @@ def _build(config: dict, path: Path, state: dict[str, Tensor]) -> Model:
     try:
         if config["kind"] == "joint":
             tokenizers = {name: _tokenizer(part, path) for name, part in config["tokenizers"].items()}
-            definition = bytes(state["definition"].tolist()) if "definition" in state else b""
+            definition = state["definition"].numpy().tobytes() if "definition" in state else b""
             return JointGenerator.from_config(config, tokenizers, definition)
         tokenizer = _tokenizer(config, path)
         if config["kind"] == "tokenizer":
