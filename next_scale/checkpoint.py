@@ -248,7 +248,7 @@ def _built_tokenizer(config: dict, path: Path) -> Tokenizer:
 def _read_definition(path: Path) -> bytes:
     """Of a language model's tokenizer, which text cannot be read without; empty where there is none."""
     with _whole(path), safe_open(path, framework="pt") as file:
-        return bytes(file.get_tensor("definition").tolist()) if "definition" in file.keys() else b""
+        return file.get_tensor("definition").numpy().tobytes() if "definition" in file.keys() else b""
 
 
 def _check_pair(tokenizer: Tokenizer, predictor: Predictor, path: Path) -> None:

@@ -8,13 +8,13 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor, nn
-
-from next_scale.data import SampleDataModule
 from next_scale.errors import UserError
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds to import, and a command's help asks for names only
+    from torch import Tensor, nn
+
     from next_scale.commands.backend import Backend
+    from next_scale.data import SampleDataModule
 
 GROUP = "next_scale.modalities"
 """Group of entry points in which a package names a modality that it brings: ``name = "package.module:Class"``."""

@@ -20,7 +20,6 @@ from next_scale.cli import (
     whole_number,
 )
 from next_scale.compare.modality import modality_class, modality_names, modality_packages
-from next_scale.conditioning import clean_prompt
 from next_scale.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -122,6 +121,8 @@ class _Given:
 
 def generate(args: argparse.Namespace) -> int:
     """Draw what was asked for."""
+    from next_scale.conditioning import clean_prompt
+
     prompt = [_given(text) for text in args.given]
     backends = {kind: modality_class(kind).backend() for kind in _kinds(prompt, args.wanted)}
     texts = {given: clean_prompt(given.value) for given in prompt if given.kind == TEXT}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,7 +44,7 @@ class JointGenerator(nn.Module):
         self.sampling = {name: SamplingOptions() for name in model.parts} | dict(sampling or {})
         definition = model.codec.definition if isinstance(model.codec, TokenizerCodec) else b""
         # among the weights, so that a checkpoint needs nothing beside it
-        self.register_buffer("definition", torch.tensor(list(definition), dtype=torch.uint8))
+        self.register_buffer("definition", torch.from_numpy(np.frombuffer(definition, np.uint8).copy()))
 
     @property
     def quantizers(self) -> dict[str, nn.Module]:

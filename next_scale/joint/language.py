@@ -25,6 +25,9 @@ from next_scale.kernels.prefix_attention.grouped import attend
 ATTENTION = "next_scale_prefix"
 """Name under which prefix attention is registered."""
 
+# of a configuration: what would have code or kernels fetched from elsewhere
+_FOREIGN = ("auto_map", "attn_implementation", "experts_implementation", "quantization_config", "custom_pipelines")
+
 
 def _prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
@@ -115,6 +118,7 @@ class LanguageTrunk(Trunk):
     @staticmethod
     def _random(library: Any, config: dict[str, Any]) -> nn.Module:
         kind = config.pop("model_type", "llama")
+        config = {name: value for name, value in config.items() if name[0] != "_" and name not in _FOREIGN}
         try:
             return library.AutoModelForCausalLM.from_config(library.AutoConfig.for_model(kind, **config))
         except Exception as error:  # the library checks configurations with errors of many kinds
@@ -136,11 +140,7 @@ class LanguageTrunk(Trunk):
         return self.language.get_base_model() if self.lora else self.language
 
     def text_codec(self, length: int) -> TextCodec:
-        """How this model's text becomes symbols, at most so many.
-
-        Raises:
-            UserError: its tokenizer cannot be had, or it has too few tokens for bytes.
-        """
+        """See the base class; also where its tokenizer cannot be had, or it has too few tokens for bytes."""
         if self.tokenizer is None:
             if self.vocabulary < ByteCodec.size:
                 raise UserError(f"bytes need a vocabulary of {ByteCodec.size}, and the language model's is smaller")
@@ -155,7 +155,6 @@ class LanguageTrunk(Trunk):
         return TokenizerCodec(definition, end, self.vocabulary, length)
 
     def text_part(self, codec: TextCodec) -> TextPart:
-        """What text looks like to this model."""
         return LanguageText(codec, self)
 
     def to_config(self) -> dict:

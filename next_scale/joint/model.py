@@ -65,11 +65,9 @@ class JointModel(nn.Module):
         self._prefixes: dict[tuple[str, ...], PrefixAttention] = {}
 
     def _part(self, name: str, pyramids: Mapping[str, Mapping]) -> Part:
-        if name != TEXT:
-            return PyramidPart(width=self.trunk.width, **pyramids[name])
-        # a language model brings the look of its own text
-        kind = getattr(self.trunk, "text_part", None)
-        return kind(self.codec) if kind else TextPart(self.codec, self.trunk.width)
+        if name == TEXT:
+            return self.trunk.text_part(self.codec)
+        return PyramidPart(width=self.trunk.width, **pyramids[name])
 
     def to_config(self) -> dict:
         """Arguments that build this model again, for JSON."""
@@ -84,6 +82,8 @@ class JointModel(nn.Module):
     @classmethod
     def from_config(cls, config: Mapping, definition: bytes = b"") -> JointModel:
         """Inverse of :meth:`to_config`; `definition` is that of a language model's tokenizer."""
+        if foreign := {"model", "tokenizer"} & set(config["trunk"]):
+            raise ValueError(f"its trunk names a {min(foreign)} from elsewhere")  # which loading it would fetch
         codec = codec_from(config["codec"], definition) if config["codec"] else None
         pyramids = {
             name: {**part, "schedule": Schedule.from_config(part["schedule"])}

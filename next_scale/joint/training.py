@@ -16,7 +16,6 @@ from next_scale.joint.data import JointBatch
 from next_scale.joint.generator import JointGenerator
 from next_scale.joint.model import JointModel
 from next_scale.joint.parts import TEXT, Filled, parse_layout
-from next_scale.joint.text import ByteCodec
 from next_scale.joint.trunk import build_trunk
 from next_scale.model import tokenizer_of
 from next_scale.sampling import SamplingOptions
@@ -75,8 +74,8 @@ class JointModule(ScheduledModule):
             for name, tokenizer in self.frozen.items()
         }
         built = build_trunk(trunk or {})
-        codec = built.text_codec(text_length) if hasattr(built, "text_codec") else ByteCodec(text_length)
-        self.joint = JointModel(layouts, pyramids, built, codec if TEXT in used else None, text_weight)
+        codec = built.text_codec(text_length) if TEXT in used else None
+        self.joint = JointModel(layouts, pyramids, built, codec, text_weight)
         self.joint.start_from({name: tokenizer.quantizer for name, tokenizer in self.frozen.items()})
         self.sampling = {name: SamplingOptions(**options) for name, options in (sampling or {}).items()}
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from next_scale.attention import KVCache, PrefixAttention
 from next_scale.errors import UserError, first_line
+from next_scale.joint.parts import TextPart
+from next_scale.joint.text import ByteCodec, TextCodec
 from next_scale.transformer import Transformer, init_weight
 
 
@@ -42,6 +44,14 @@ class Trunk(nn.Module, ABC):
     @abstractmethod
     def to_config(self) -> dict:
         """Arguments that build this trunk again, for JSON."""
+
+    def text_codec(self, length: int) -> TextCodec:
+        """How text becomes symbols, at most so many. Raises UserError where it cannot."""
+        return ByteCodec(length)
+
+    def text_part(self, codec: TextCodec) -> TextPart:
+        """What text looks like to this trunk."""
+        return TextPart(codec, self.width)
 
 
 class Blocks(Trunk):

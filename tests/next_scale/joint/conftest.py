@@ -110,7 +110,7 @@ def joint_checkpoint(tokenizers, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from next_scale.checkpoint import from_pretrained
 
     loaded = {name: from_pretrained(path) for name, path in tokenizers.items()}
-    layouts = ("text audio", "audio text", "text image", "image text", "audio image", "image audio")
+    layouts = ("text audio", "audio text", "text image", "image text", "audio image", "image audio", "image text audio")
     model = build_model({name: each.quantizer for name, each in loaded.items()}, layouts, length=16)
     sampling = {"audio": SamplingOptions(cfg=1.0, top_k=8)}
     return save_pretrained(JointGenerator(loaded, model, sampling), tmp_path_factory.mktemp("joint") / "tiny")

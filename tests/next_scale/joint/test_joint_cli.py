@@ -45,6 +45,8 @@ def test_every_direction(works, joint_checkpoint, note, picture, tmp_path):
     out = works(*begin, "--from", f"image:{picture}", "--to", "audio", "--out", "it.flac", "--count", 3, "--seed", 5)
     assert [line.split(":")[0] for line in out.splitlines()] == [f"it_00{i}.flac" for i in range(3)]
     works(*begin, "--from", f"audio:{note}", "--to", "image", "--out", "it.png", "--temperature", 0)
+    works(*begin, "--from", f"image:{picture}", "--from", "text:soft low", "--to", "audio", "--out", "soft.wav")
+    assert (tmp_path / "soft.wav").read_bytes() != (tmp_path / "made.wav").read_bytes()
     # a part drawn is a part given: text of nothing, then what it describes
     out = works(*begin, "--to", "text", "--to", "image", "--out", "own.png")
     assert out.splitlines()[1] == "own.png: 32 x 32"

@@ -96,5 +96,8 @@ def test_what_cannot_be_a_trunk_is_refused(llama, tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             build_trunk(options)
+    config = {"layouts": ["text"], "pyramids": {}, "codec": {"kind": "bytes", "length": 4}, "text_weight": 1.0}
+    with pytest.raises(ValueError, match="names a model from elsewhere"):  # a checkpoint fetches nothing
+        JointModel.from_config(config | {"trunk": {"kind": "language", "model": "x/y"}})
     with pytest.raises(UserError, match="bytes need a vocabulary of 257"):
         build_trunk({**llama, "vocab_size": 100}).text_codec(8)
