@@ -74,7 +74,7 @@ def test_from_outside_interrupted_and_failing(outside, tmp_path):
     plan.write_text(PLAN)
     # killed when the first cell is done, with all processes of the run
     process = start(outside, plan, "--out", out, start_new_session=True)
-    for _ in range(1200):
+    for _ in range(3000):
         if NEXT_SCALE in read_records(out) or process.poll() is not None:
             break
         time.sleep(0.1)

@@ -75,7 +75,7 @@ def test_scale_out_recipes_lie_over_others(capsys, monkeypatch):
     assert merged["trainer"]["precision"] == "bf16-mixed" and merged["trainer"]["accumulate_grad_batches"] == 2
     assert merged["model"]["checkpointing"] and merged["model"]["compile"]
     assert merged["model"]["predictor"]["width"] == 1920 and merged["model"]["predictor"]["codebook_head"]
-    assert merged["data"]["tokenizer"] == yaml.safe_load(below.read_text())["data"]["tokenizer"]
+    assert merged["data"]["init_args"]["tokenizer"] == yaml.safe_load(below.read_text())["data"]["tokenizer"]
 
 
 def test_bf16_is_refused_on_a_cpu(capsys, monkeypatch):

@@ -70,7 +70,11 @@ def detokenize(args: argparse.Namespace, backend: Backend) -> None:
     check_fingerprint(file, fingerprint(tokenizer), source)
     check_scales(tokenizer, args.scales)
     encoded = Encoded(file.tokens, file.schedule, file.details)
-    if file.codebook_size != tokenizer.quantizer.codebook_size or not backend.fits(encoded, tokenizer):
+    try:
+        fits = file.codebook_size == tokenizer.quantizer.codebook_size and backend.fits(encoded, tokenizer)
+    except UserError:  # what it describes is beyond any schedule
+        fits = False
+    if not fits:
         raise UserError(
             f"{source} does not describe its {backend.content} as this program does; "
             f"make it again with {backend.program} tokenize"

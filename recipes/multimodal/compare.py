@@ -91,10 +91,13 @@ def read_plan(path: str | Path) -> tuple[Plan, dict]:
 
 def build_data(recipe: dict):
     """The recipe's data, with its tokens made."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    from next_scale.compare.modality import modality_packages
     from next_scale.joint.data import JointDataModule
+    from next_scale.recipe_cli import TRUSTED
 
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*modality_packages(), *TRUSTED])
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(JointDataModule, "data")
     data = parser.instantiate_classes(parser.parse_object({"data": recipe["data"]})).data
