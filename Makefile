@@ -20,7 +20,7 @@ sample: install
 
 # A process a core; the tests of a file stay together, for they share what they train.
 test: install
-	python -m pytest -n auto --dist loadfile
+	python -m pytest -n auto --dist loadfile --durations 15
 
 # The recipes in miniature, on the demo data that ships: each must lower its loss by the amount it states.
 debug: install
