@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import math
-import time
 
 import pytest
 import torch
@@ -50,14 +49,13 @@ def conditions(batch):
 )
 @pytest.mark.parametrize("schedule", ["1 2 4 8", "1x1 2x2 4x4"])
 def test_overfits_a_few_samples(schedule, options):
-    """32 pyramids told apart by their condition: from log 16 = 2.77 to below 0.3 in some seconds."""
+    """32 pyramids told apart by their condition: from log 16 = 2.77 to below 0.3."""
     schedule, quantizer, model = setup(schedule, lively=False, width=64, condition_dropout=0.0, **options)
     tokens = torch.randint(16, (30, schedule.length))
     inputs = quantizer.teacher_forcing(tokens)
     condition = {"label": torch.arange(30) // 10, "pitch": torch.arange(30) % 10}
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.0)
     model.train()
-    start = time.monotonic()
     first = model.loss(tokens, inputs, condition).loss.item()
     for _ in range(150):
         loss = model.loss(tokens, inputs, condition).loss
@@ -66,7 +64,6 @@ def test_overfits_a_few_samples(schedule, options):
         optimizer.step()
     assert abs(first - math.log(16)) < 0.05
     assert loss.item() < 0.3
-    assert time.monotonic() - start < 60
     out = model.loss(tokens, inputs, condition)
     assert out.accuracy.min() > 0.9 and out.per_scale.shape == (schedule.scales,)
     again = model.generate(quantizer, condition, 30, SamplingOptions(temperature=0)).tokens
