@@ -15,6 +15,7 @@ from next_scale.checkpoint import from_pretrained
 from next_scale.cli import progress
 from next_scale.condition import ConditionSpec
 from next_scale.conditioning.captions import Captioned, Captions
+from next_scale.data import SplitDataModule
 from next_scale.errors import UserError
 from next_scale.exact import HeldOutLoader, TrainingLoader
 from next_scale.files import alone
@@ -28,7 +29,7 @@ from next_scale.splits import SPLITS
 logger = logging.getLogger(__name__)
 
 
-class TokenData(L.LightningDataModule):
+class TokenData(SplitDataModule):
     """Batches ``{"tokens": (B, L) int64, "condition": {field: (B,) int64}}`` of the three splits of a token set.
 
     A subclass says where the tokens of a split are (`tokens`) and what their conditions may be.
@@ -42,13 +43,7 @@ class TokenData(L.LightningDataModule):
     """
 
     def __init__(self, batch_size: int, seed: int, num_workers: int = 0):
-        super().__init__()
-        self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
-
-    @property
-    @abstractmethod
-    def condition_spec(self) -> ConditionSpec:
-        """Fields and values of the conditions."""
+        super().__init__(batch_size, num_workers, seed)
 
     @abstractmethod
     def tokens(self, split: str) -> TokenSet | None:
@@ -57,25 +52,11 @@ class TokenData(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         return TrainingLoader(self.tokens("train"), self.batch_size, self.seed, **self._reading())
 
-    def val_dataloader(self) -> DataLoader | list:
-        return self._held_out("validation")
-
-    def test_dataloader(self) -> DataLoader | list:
-        return self._held_out("test")
-
     def _held_out(self, split: str) -> DataLoader | list:
         tokens = self.tokens(split)
         if tokens is None:
             return []
         return HeldOutLoader(tokens, self.batch_size, **self._reading())
-
-    def _reading(self) -> dict:
-        workers = self.num_workers
-        return {
-            "num_workers": workers,
-            "persistent_workers": workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
 
 
 class TokenDataModule(TokenData):

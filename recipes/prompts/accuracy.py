@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -79,7 +80,7 @@ def condition_of(model: Generator, captions: Captions, ask: Ask) -> dict[str, in
             text = text[:-1].strip()
 
 
-class Judge:
+class Judge(ABC):
     """Opens models of a backend, and tells what their samples are: slot -> concept of each.
 
     Args:
@@ -88,11 +89,13 @@ class Judge:
 
     captions: Captions
 
+    @abstractmethod
     def open(self, path: str, device: str) -> Generator:
-        raise NotImplementedError
+        """The model of a checkpoint."""
 
+    @abstractmethod
     def judge(self, samples: Tensor) -> dict[str, list[str]]:
-        raise NotImplementedError
+        """Slot -> concept of each sample, (N, ...)."""
 
 
 class FashionJudge(Judge):
