@@ -166,14 +166,16 @@ def _one_line(message: str, trusted: Sequence[str]) -> str:
 
 
 def _check_precision(config: Mapping) -> None:
-    """Raise UserError where bf16 is asked for and a CPU would compute it."""
+    """Raise UserError where bf16 is asked for and a CPU without matrix units for it would compute it."""
     import torch
 
     trainer = config["trainer"]
     wanted, where = str(trainer.get("precision") or ""), str(trainer.get("accelerator") or "auto")
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if "bf16" in wanted and (where == "cpu" or (where == "auto" and not gpu)):
+    on_cpu = where == "cpu" or (where == "auto" and not gpu)
+    if "bf16" in wanted and on_cpu and not torch.cpu.get_capabilities().get("amx_bf16", False):
         raise UserError(
-            f"trainer.precision is {wanted}, and this would run on a CPU, where bf16 was measured a hundred times "
-            "slower than float32: leave the precision out, or set trainer.accelerator to gpu"
+            f"trainer.precision is {wanted}, and this would run on a CPU without matrix units for it (amx_bf16), where "
+            "bf16 was measured a hundred times slower than float32: leave the precision out, or set "
+            "trainer.accelerator to gpu"
         )

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from recipes.check_debug import PROMISE, RECIPES
@@ -78,9 +79,10 @@ def test_scale_out_recipes_lie_over_others(capsys, monkeypatch):
     assert merged["data"]["init_args"]["tokenizer"] == yaml.safe_load(below.read_text())["data"]["tokenizer"]
 
 
-def test_bf16_is_refused_on_a_cpu(capsys, monkeypatch):
+def test_bf16_is_refused_on_a_cpu_without_matrix_units(capsys, monkeypatch):
     from audio_var.cli import main
 
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": False})
     monkeypatch.chdir(ROOT)
     over = ["--config=recipes/scale_out/gpu.yaml", "--trainer.accelerator=cpu"]
     assert main(["fit", "next-scale", "--config=recipes/audio_notes/next_scale_debug.yaml", *over]) == 2

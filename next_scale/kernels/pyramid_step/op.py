@@ -59,11 +59,20 @@ def pyramid_step(
     """
     if weight is not None:
         flops.report(_convolution(latent.shape, weight.shape), weight, inputs=codes)
+    # sums of residuals need full precision, also inside mixed-precision training, here and in the two below
+    with torch.autocast(latent.device.type, enabled=False):
+        return _step(latent, tokens, codes, tuple(size), shown, upsampling, weight, bias, ratio, implementation)
+
+
+def _step(
+    latent: Tensor, tokens: Tensor, codes: Tensor, size: Size, shown: Size | None, upsampling: str,
+    weight: Tensor | None, bias: Tensor | None, ratio: float, implementation: str,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     learning = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (latent, codes, weight, bias))
     if learning and (chosen := _choose(implementation, latent, codes, weight)) != "cuda":
         # PyTorch's own gradients: an operator around these lines costs more than all its other savings
         add_scale = reference.add_scale if chosen == "reference" else products.add_scale
-        latent = add_scale(latent, tokens, codes, weight, bias, ratio, tuple(size), upsampling)
+        latent = add_scale(latent, tokens, codes, weight, bias, ratio, size, upsampling)
         return latent, None if shown is None else reference.show(latent, tuple(shown))
     numbers = (float(ratio), list(size), list(shown or ()), upsampling, implementation)
     latent, seen = _pyramid_step(latent, tokens, codes, weight, bias, *numbers)
@@ -120,7 +129,8 @@ def pyramid_inputs(
         flops.report((len(sizes) - 1) * _convolution(grid, weights[0].shape))
     flat = [n for size in sizes for n in size]
     options = (float(ratio), list(phis), flat, len(sizes[0]), upsampling, implementation)
-    return _pyramid_inputs(tokens, list(codes), list(weights), list(biases), *options)
+    with torch.autocast(tokens.device.type, enabled=False):
+        return _pyramid_inputs(tokens, list(codes), list(weights), list(biases), *options)
 
 
 @torch.no_grad()
@@ -151,7 +161,8 @@ def pyramid_tokens(
     flops.report(_tokenizing(latent.shape, codes[0].shape, weights[0].shape if weights else None, sizes))
     flat = [n for size in sizes for n in size]
     options = (float(ratio), list(phis), flat, upsampling, cosine, implementation)
-    return _pyramid_tokens(latent, list(codes), list(weights), list(biases), *options)
+    with torch.autocast(latent.device.type, enabled=False):
+        return _pyramid_tokens(latent, list(codes), list(weights), list(biases), *options)
 
 
 @torch.library.custom_op("next_scale::pyramid_step", mutates_args=())

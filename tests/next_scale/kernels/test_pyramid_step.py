@@ -132,6 +132,25 @@ def test_pyramids_agree(sizes, upsampling, kernel, shared) -> None:
         assert torch.equal(called(pyramid_tokens, latent, arguments, implementation=implementation), found)
 
 
+@pytest.mark.parametrize(("sizes", "upsampling", "kernel"), PYRAMIDS[:3])
+def test_mixed_precision_leaves_sums_alone(sizes, upsampling, kernel) -> None:
+    """Sums, inputs and tokens keep full precision where autocast computes the rest in bf16, with gradients or not."""
+    latent, tokens, arguments = pyramid_problem(sizes, upsampling, kernel)
+    books, weights, biases, ratio, _, _, _ = arguments
+    phi = (weights[0], biases[0], ratio) if weights else ()
+    own = (tokens[:, : torch.Size(sizes[0]).numel()], books[0], sizes[0], sizes[-1], upsampling, *phi)
+
+    def all_of() -> list[Tensor]:
+        steps = [*pyramid_step(latent, *own), *pyramid_step(latent.clone().requires_grad_(), *own)]
+        return [*steps, called(pyramid_inputs, tokens, arguments), called(pyramid_tokens, latent, arguments)]
+
+    expected = all_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = all_of()
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs)
+
+
 def test_the_kernel_asked_for_by_name_says_why_it_cannot_run() -> None:
     latent, tokens, codes, weight, bias, ratio, size, _ = step_problem((3,), (7,), "linear", 3)
     with pytest.raises(UserError, match="on the cpu"):
