@@ -106,7 +106,8 @@ def fit(
             self.config["fit"]["ckpt_path"] = resumable(given, folder)
 
         def before_instantiate_classes(self) -> None:
-            _check_precision(self.config["fit"])
+            trainer = self.config["fit"]["trainer"]
+            check_precision(str(trainer.get("precision") or ""), str(trainer.get("accelerator") or "auto"))
 
         def instantiate_trainer(self, **kwargs):
             try:
@@ -165,17 +166,18 @@ def _one_line(message: str, trusted: Sequence[str]) -> str:
     return " ".join(line for line in lines if line and not _NOISE.match(line))
 
 
-def _check_precision(config: Mapping) -> None:
-    """Raise UserError where bf16 is asked for and a CPU without matrix units for it would compute it."""
+def check_precision(wanted: str, where: str = "auto") -> None:
+    """Raise UserError where bf16 is asked for and a CPU without matrix units for it would compute it.
+
+    Args:
+        wanted, where: precision and accelerator, as Lightning names them.
+    """
     import torch
 
-    trainer = config["trainer"]
-    wanted, where = str(trainer.get("precision") or ""), str(trainer.get("accelerator") or "auto")
     gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
     on_cpu = where == "cpu" or (where == "auto" and not gpu)
     if "bf16" in wanted and on_cpu and not torch.cpu.get_capabilities().get("amx_bf16", False):
         raise UserError(
-            f"trainer.precision is {wanted}, and this would run on a CPU without matrix units for it (amx_bf16), where "
-            "bf16 was measured a hundred times slower than float32: leave the precision out, or set "
-            "trainer.accelerator to gpu"
+            f"the precision is {wanted}, and this would run on a CPU without matrix units for it (amx_bf16), where "
+            "bf16 was measured a hundred times slower than float32: leave the precision out, or use a GPU"
         )

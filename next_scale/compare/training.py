@@ -19,7 +19,7 @@ _KEPT_EVERY = 100  # steps
 
 def trainer_for(
     folder: Path, steps: int, average: float, accelerator: str, callbacks: Sequence[L.Callback] = (),
-    validations: int = 0,
+    validations: int = 0, precision: str = "32-true",
 ) -> tuple[L.Trainer, str | None]:  # fmt: skip
     """A trainer, and the checkpoint to go on from, if there is one.
 
@@ -27,6 +27,7 @@ def trainer_for(
         folder: keeps checkpoints while it trains.
         average: decay of the average of the weights.
         validations: how often to validate on the way.
+        precision: as Lightning names it.
     """
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -42,6 +43,7 @@ def trainer_for(
         accelerator=accelerator,
         devices=1,
         gradient_clip_val=1.0,
+        precision=precision,
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,

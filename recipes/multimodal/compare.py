@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 
-from next_scale.cli import Outputs, Parser, progress, run_program, sample_seed
+from next_scale.cli import Outputs, Parser, progress, run_program, sample_seed, whole_number
 from next_scale.errors import UserError
 from next_scale.joint.cli import bring_modalities
 from next_scale.joint.parts import TEXT, parse_layout
+from next_scale.recipe_cli import check_precision
 
 DONE = "trained.json"
 MEASURED = "measured.json"
@@ -148,7 +149,7 @@ def places_of(joint) -> dict[str, float]:
     return found
 
 
-def train(plan: Plan, recipe: dict, every, model: str, seed: int, folder: Path) -> dict:
+def train(plan: Plan, recipe: dict, every, model: str, seed: int, folder: Path, precision: str) -> dict:
     """Train one model, or find it trained; what it took."""
     if (folder / DONE).is_file():
         return json.loads((folder / DONE).read_text())
@@ -175,13 +176,13 @@ def train(plan: Plan, recipe: dict, every, model: str, seed: int, folder: Path) 
     folder.mkdir(parents=True, exist_ok=True)
     with progress(f"{model}, seed {seed}", steps) as advance:
         told = LambdaCallback(on_train_batch_end=lambda *_: advance(1))
-        trainer, last = trainer_for(folder, steps, plan.average, "auto", [told])
+        trainer, last = trainer_for(folder, steps, plan.average, "auto", [told], precision=precision)
         start = time.perf_counter()
         trainer.fit(module, data, ckpt_path=last)
         seconds = time.perf_counter() - start
     save_pretrained(module.model.cpu(), folder / "model", torch.float16)
     trained = {"model": model, "seed": seed, "steps": steps, "flops": steps * statistics.mean(own.values()),
-               "seconds": seconds, "resumed": last is not None,
+               "seconds": seconds, "resumed": last is not None, "precision": precision,
                "parameters": sum(p.numel() for p in module.joint.parameters())}  # fmt: skip
     _keep(folder / DONE, trained)
     return trained
@@ -401,8 +402,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--plan", default="recipes/multimodal/compare.yaml", metavar="PLAN.yaml",
                         help="what to compare (default: %(default)s)")  # fmt: skip
     parser.add_argument("--out", required=True, metavar="FOLDER", help="models and results, created if missing")
+    parser.add_argument("--seeds", type=whole_number(0), nargs="+", metavar="SEED",
+                        help="only these of the plan's seeds, say, in a process each; then once without")  # fmt: skip
+    parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"),
+                        help="of training (default: %(default)s); bf16 needs a GPU or amx_bf16")  # fmt: skip
     args = parser.parse_args(argv)
     plan, recipe = read_plan(args.plan)
+    if args.seeds:
+        plan = replace(plan, seeds=args.seeds)
+    check_precision(args.precision)
     out = Path(args.out)
     bring_modalities()
     data = build_data(recipe)
@@ -410,10 +418,10 @@ def main(argv: list[str]) -> int:
     for seed in plan.seeds:
         for model in MODELS:
             folder = out / f"{model.replace('+', '_')}-{seed}"
-            trained = train(plan, recipe, data, model, seed, folder)
+            trained = train(plan, recipe, data, model, seed, folder, args.precision)
             results.append(trained | measure(plan, data, model, seed, folder))
             print(f"{model}, seed {seed}: {trained['steps']:,} steps in {trained['seconds']:,.0f} s", flush=True)
-    command = f"python -m recipes.multimodal.compare --plan {args.plan} --out {args.out}"
+    command = f"python -m recipes.multimodal.compare --plan {args.plan} --out {args.out} --precision {args.precision}"
     with Outputs() as outputs:
         Path(outputs.file(out / "results.json")).write_text(json.dumps(results, indent=1) + "\n")
         Path(outputs.file(out / "table.md")).write_text(table_of(plan, results, command))

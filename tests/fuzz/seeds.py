@@ -74,6 +74,23 @@ def token_file() -> bytes:
 
 
 @cache
+def shards() -> tuple[bytes, str, bytes]:
+    """A set of one shard with latents: its index, the shard's name, and the shard."""
+    from dataclasses import replace
+
+    from next_scale.schedule import Schedule
+    from next_scale.shards.index import ShardIndex
+    from next_scale.shards.shard import expected, write_shard
+
+    whole = {"samples": 3, "shard_samples": 3, "codebook_size": 16, "condition": {"label": ["a", "b"]}}
+    index = ShardIndex("train", schedule=Schedule.parse("1 2 4"), fingerprint="abc", latent=(2, 4), **whole)
+    arrays = {name: np.ones(shape, dtype) for name, (dtype, shape) in expected(index, 3).items()}
+    folder = Path(tempfile.mkdtemp(dir=scratch()))
+    shard = write_shard(folder, 0, arrays)
+    return replace(index, shards=(shard,)).to_json().encode(), shard.file, (folder / shard.file).read_bytes()
+
+
+@cache
 def model_folder(kind: str = "spectral") -> Path:
     """A checkpoint of a very small generator, some 20 KB."""
     import torch

@@ -64,6 +64,38 @@ def read_tokens(data: bytes) -> None:
         read_token_file(_file(data[:-4] + struct.pack("<I", zlib.crc32(data[:-4])), "tokens.nst"))
 
 
+def _open_shards(index: bytes, name: str, shard: bytes) -> None:
+    """Open a set of shards, check all, and read its first sample and its last."""
+    from next_scale.shards.reader import TokenSet
+    from next_scale.shards.shard import check_shard
+
+    with tempfile.TemporaryDirectory(dir=seeds.scratch()) as folder:
+        Path(folder, "index.json").write_bytes(index)
+        Path(folder, name).write_bytes(shard)
+        tokens = TokenSet(folder)
+        tokens.batch([0, len(tokens) - 1])
+        for listed in tokens.index.shards:
+            check_shard(tokens.place.path(listed), listed, tokens.index)
+
+
+def read_shard_index(data: bytes) -> None:
+    """An index beside a shard that is whole."""
+    _, name, shard = seeds.shards()
+    _open_shards(data, name, shard)
+
+
+def read_shard(data: bytes) -> None:
+    """A shard whose index lists it with its true size and checksum, so that what is behind them is reached."""
+    import hashlib
+
+    index, _, _ = seeds.shards()
+    digest = hashlib.sha256(data).hexdigest()
+    name = f"000000-{digest[:16]}.safetensors"
+    values = json.loads(index)
+    values["shards"][0] |= {"file": name, "bytes": len(data), "sha256": digest}
+    _open_shards(json.dumps(values).encode(), name, data)
+
+
 def read_schedule(data: bytes) -> None:
     """A schedule or strides as text, and what follows from them."""
     from next_scale.schedule import Schedule, parse_schedule
@@ -253,6 +285,8 @@ _OPTIONS = [b"0.3:0.6", b"0.5,0,1,1", b"8,8,24,24", b"encodec:24khz/8-4-2-1=weig
 
 TARGETS: dict[str, Target] = {
     "tokens": Target(read_tokens, lambda: [seeds.token_file()]),
+    "index": Target(read_shard_index, lambda: [seeds.shards()[0]], bent_json),
+    "shard": Target(read_shard, lambda: [seeds.shards()[2]]),
     "schedule": Target(read_schedule, lambda: _SCHEDULES, texts),
     "options": Target(read_options, lambda: _OPTIONS, texts),
     "configuration": Target(_configured("spectral"), lambda: [seeds.configuration()], bent_json, short=100),
