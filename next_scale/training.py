@@ -403,9 +403,10 @@ class PredictorModule(ScheduledModule):
         if isinstance(self.predictor, AnyLength):  # what it generates where it is asked for no length
             self.predictor.grid = self.predictor.strides.of_length(tokens.shape[1]).grid
         given = {}
-        if morphed:
-            tokens, given["given"] = self.morph.pyramids(tokens, batch.get("latent"), condition, self.training)
-        inputs = self.predictor.inputs(self.frozen.quantizer, tokens, batch.get("latent"))
+        with torch.autocast(tokens.device.type, enabled=False):  # the frozen tokenizer, exact in mixed precision too
+            if morphed:
+                tokens, given["given"] = self.morph.pyramids(tokens, batch.get("latent"), condition, self.training)
+            inputs = self.predictor.inputs(self.frozen.quantizer, tokens, batch.get("latent"))
         return self.predictor.loss(tokens, inputs, condition, **given)
 
     def _check_prompts(self, condition: dict) -> None:

@@ -86,6 +86,10 @@ class ShardDataModule(TokenData):
                 "checkpoint that made them as model.tokenizer, or tokenize the data again"
             )
 
+    def on_after_batch_transfer(self, batch: dict, dataloader_idx: int) -> dict:
+        """Widen tokens to int64 on the device that trains."""
+        return batch | {"tokens": batch["tokens"].long()}
+
     def tokens(self, split: str) -> TokenSet | None:
         try:
             return self._open(split)
@@ -99,7 +103,7 @@ class ShardDataModule(TokenData):
     def _open(self, split: str) -> TokenSet:
         if split not in self._sets:
             place = f"{str(self.folder).rstrip('/')}/{split}" if is_url(self.folder) else Path(self.folder, split)
-            self._sets[split] = TokenSet(place, self.latents, self.window, self.cache)
+            self._sets[split] = TokenSet(place, self.latents, self.window, self.cache, narrow=True)
         return self._sets[split]
 
 

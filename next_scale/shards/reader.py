@@ -36,6 +36,8 @@ class TokenSet(Dataset):
         window: shards that are shuffled among each other in training. Where there are no more of them, any order is
             equally likely; else shards are shuffled, and samples within so many of them, which are read in a row.
         cache: see :func:`next_scale.shards.place.open_place`.
+        narrow: leave tokens as the file has them, uint16 or int32: a quarter of the bytes, for whoever widens them
+            where they are used.
 
     Raises:
         UserError: no set there, a shard that is missing or cut off, or no latents.
@@ -49,6 +51,7 @@ class TokenSet(Dataset):
         latents: bool = False,
         window: int = 16,
         cache: str | os.PathLike | None = None,
+        narrow: bool = False,
     ):
         if window < 1:
             raise UserError(f"a window has 1 shard or more, not {window}")
@@ -56,7 +59,7 @@ class TokenSet(Dataset):
         self.index = self.place.index
         if latents and self.index.latent is None:
             raise UserError(f"{location} has no latents, which are asked for: tokenize the data with --latents")
-        self.latents, self.window = latents, window
+        self.latents, self.window, self.narrow = latents, window, narrow
         self._layout = expected(self.index, 1)
         self._open: dict[int, dict[str, np.ndarray]] = {}
         self._turns: list[tuple[int, list[Shard]]] = []  # (place in the order where it ends, shards) of every window
@@ -78,13 +81,15 @@ class TokenSet(Dataset):
     def together(self) -> int:
         """How many samples :meth:`batch` is best asked for at once."""
         latent = 4 * prod(self.index.latent) if self.latents else 0
-        return max(1, _BLOCK // (8 * self.index.schedule.length + 8 * len(self.fields) + latent))
+        token = self.index.token_bytes if self.narrow else 8
+        return max(1, _BLOCK // (token * self.index.schedule.length + 8 * len(self.fields) + latent))
 
     def batch(self, indices: Sequence[int] | np.ndarray) -> dict:
         """The samples of these indices at once.
 
         Returns:
-            ``{"tokens": (B, L) int64, "condition": {field: (B,) int64}}``, and ``"latent": (B, C, *grid) float32``.
+            ``{"tokens": (B, L) int64, "condition": {field: (B,) int64}}``, and ``"latent": (B, C, *grid) float32``;
+            tokens uint16 or int32 where `narrow`.
 
         Raises:
             UserError: a shard that cannot be had.
@@ -106,7 +111,9 @@ class TokenSet(Dataset):
                 self._arrays(number)[name].take(wanted, 0, out=found[place], mode="clip")
             return found.take(back, 0)
 
-        tokens = gathered(TOKENS).astype(np.int64)
+        tokens = gathered(TOKENS)
+        if not self.narrow:
+            tokens = tokens.astype(np.int64)
         condition = gathered(CONDITION).T.astype(np.int64, order="C")  # (B, F) -> (F, B)
         latent = gathered(LATENT).astype(np.float32) if self.latents else None
         batch = {

@@ -302,7 +302,7 @@ def against_the_disk(folder: Path, size: int, runs: int, advance) -> dict:
 
 
 def _read(folder: Path, batch_size: int, workers: int) -> None:
-    for _ in TrainingLoader(TokenSet(folder), batch_size, 0, num_workers=workers):
+    for _ in TrainingLoader(TokenSet(folder, narrow=True), batch_size, 0, num_workers=workers):
         pass
 
 
@@ -439,7 +439,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m recipes.benchmarks.loader", description=__doc__)
     for name, default, text in (
         ("samples", 4_000, "samples for the comparison"),
-        ("large", 300_000, "samples for reading from the disk"),
+        ("large", 1_200_000, "samples for reading from the disk"),
         ("runs", 3, "of each figure"),
     ):
         parser.add_argument(

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from next_scale.checkpoint import from_pretrained, register_autoencoder, save_pretrained
 from next_scale.errors import UserError
+from next_scale.predictors import FAMILIES
 from next_scale.quantizer import MultiScaleQuantizer
 from next_scale.schedule import Schedule, StrideSchedule
 from next_scale.tokenizer import Tokenizer
@@ -439,3 +440,26 @@ def test_options_of_another_family_are_named(tmp_path):
     folder = str(save_pretrained(module_for().tokenizer, tmp_path))
     with pytest.raises(UserError, match="the predictor 'flow' cannot be built: .*codebook_head"):
         PredictorModule(folder, {}, {"width": 16, "depth": 1, "heads": 2, "codebook_head": True}, family="flow")
+
+
+@pytest.mark.parametrize("family", [kind.name for kind in FAMILIES])
+def test_families_train_in_mixed_precision(family, tmp_path):
+    """In bf16 every family's loss is the one of full precision, nearly, and what the frozen tokenizer gives is it."""
+    schedule = {"any_length": StrideSchedule((4, 2, 1)), "delay": Schedule.parse("8 8 8")}
+    torch.manual_seed(0)
+    quantizer = MultiScaleQuantizer(schedule.get(family, Schedule.parse(SCHEDULES[1])), 6, 16, phis=2)
+    quantizer.start(torch.randn(64, 6, 8))
+    tokenizer = Tokenizer(Patches(1), quantizer).eval()
+    folder = str(save_pretrained(tokenizer, tmp_path / "tokenizer"))
+    module = PredictorModule(folder, {"kind": [0, 1, 2, 3]}, {"width": 16, "depth": 1, "heads": 2}, family=family)
+    waves = Waves(1)
+    latent = tokenizer.autoencoder.encode(waves.samples[:8]).detach()
+    batch = {"tokens": tokenizer.encode(waves.samples[:8]), "condition": {"kind": waves.kind[:8]}, "latent": latent}
+    losses = []
+    for mixed in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            out = module._loss(batch)
+        out.loss.backward()
+        losses.append(out.loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
