@@ -325,7 +325,9 @@ def add_condition_options(parser: argparse.ArgumentParser, fields: Mapping[str, 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     """``--prompt`` and ``--prompt-file``, for :func:`requested_prompts`."""
-    group = parser.add_argument_group("words", "for models that take prompts; `info` says whether a checkpoint does")
+    group = parser.add_argument_group(
+        "words", "for models that take prompts; without --checkpoint, the shipped one that does is used"
+    )
     group.add_argument(
         "--prompt", nargs="+", action="extend", default=[], metavar="TEXT", help="what to make, each prompt in quotes"
     )

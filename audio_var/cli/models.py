@@ -12,12 +12,18 @@ if TYPE_CHECKING:
     from next_scale.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent.parent / "models" / "notes"
+PROMPTED = SHIPPED.with_name("prompts")  # reads prompts instead of labels
 _ELSEWHERE = dict.fromkeys(("vqgan", "line"), "image-var")  # autoencoders of another program's checkpoints
 
 
 def checkpoint_path(given: str | None) -> str:
     """The checkpoint that was given, or the shipped one. Raises UserError where neither is there."""
     return shipped_or(given, SHIPPED, "recipes/audio_notes/README.md")
+
+
+def prompted_checkpoint() -> str:
+    """The shipped model that reads prompts. Raises UserError where it is not there."""
+    return shipped_or(None, PROMPTED, "recipes/prompts/README.md")
 
 
 def open_model(given: str | None, device: str) -> Tokenizer | Generator:

@@ -44,6 +44,9 @@ class ImageBackend(Backend):
     def checkpoint_path(self, given: str | None) -> str:
         return models.checkpoint_path(given)
 
+    def prompted_checkpoint(self) -> str:
+        return models.prompted_checkpoint()
+
     def open_model(self, given: str | None, device: str) -> Tokenizer | Generator:
         return models.open_model(given, device)
 

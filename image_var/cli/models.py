@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from next_scale.tokenizer import Tokenizer
 
 SHIPPED = Path(__file__).parent.parent / "models" / "fashion"
+PROMPTED = SHIPPED.with_name("prompts")  # reads prompts instead of labels
+MORPHED = SHIPPED.with_name("morph")  # turns drawn words into what they name
 # autoencoders of another program's checkpoints
 _ELSEWHERE = dict.fromkeys(("spectral", "mel_grid", "seanet", "encodec", "snac", "dac", "transformers"), "audio-var")
 
@@ -19,6 +21,16 @@ _ELSEWHERE = dict.fromkeys(("spectral", "mel_grid", "seanet", "encodec", "snac",
 def checkpoint_path(given: str | None) -> str:
     """The checkpoint that was given, or the shipped one. Raises UserError where neither is there."""
     return shipped_or(given, SHIPPED, "recipes/image_fashion/README.md")
+
+
+def prompted_checkpoint() -> str:
+    """The shipped model that reads prompts. Raises UserError where it is not there."""
+    return shipped_or(None, PROMPTED, "recipes/prompts/README.md")
+
+
+def morph_checkpoint() -> str:
+    """The shipped model that turns drawn words into what they name. Raises UserError where it is not there."""
+    return shipped_or(None, MORPHED, "recipes/prompts/README.md")
 
 
 def open_model(given: str | None, device: str) -> Tokenizer | Generator:

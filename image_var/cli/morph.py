@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from image_var.cli.backend import BACKEND
+from image_var.cli.models import morph_checkpoint
 from next_scale.cli import (
-    DEFAULT,
     MOST_SAMPLES,
     Outputs,
     add_condition_options,
@@ -34,16 +34,16 @@ _DESCRIPTION = """Draw the prompt, one word a line, as large as an image, and le
 it says. The coarse scales of the drawing's own token pyramid are where generation starts; from the next scale on the
 model draws every token, and each scale adds what it thinks is missing.
 
-A model learns this by recipes/prompts/fashion_morph.yaml. Any other model goes on from the coarse words as from any
-other coarse image: it makes a shape like that of the words, not what they name. A model of labels is told what to make
-by --label.
+The shipped model learned this by recipes/prompts/fashion_morph.yaml. Any other model goes on from the coarse words as
+from any other coarse image: it makes a shape like that of the words, not what they name. A model of labels is told what
+to make by --label.
 
 With --frames each image also comes as a strip, the drawing first and then the sum after every scale, and as a GIF."""
 
 _EPILOG = """examples:
-  image-var morph --prompt sneaker --frames --checkpoint runs/prompts/fashion_morph
-  image-var morph --prompt "ankle boot" bag --count 4 --scales 3 --checkpoint runs/prompts/fashion_morph
-  image-var morph --prompt sneaker --label sneaker --frames --out edited
+  image-var morph --prompt sneaker --frames
+  image-var morph --prompt "ankle boot" bag --count 4 --scales 2
+  image-var morph --prompt sneaker --label sneaker --frames --checkpoint image_var/models/fashion
 
 a file name tells prompt, seed and number: morphs/sneaker_s0_000.png, ..._000_strip.png, ..._000.gif"""
 
@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
     from next_scale.conditioning import PROMPT, clean_prompt
     from next_scale.morph import draw_samples, frames, morph
 
-    model = as_generator(BACKEND.open_model(args.checkpoint, args.device), args.checkpoint or DEFAULT)
+    checkpoint = morph_checkpoint() if args.checkpoint is None else args.checkpoint
+    model = as_generator(BACKEND.open_model(checkpoint, args.device), checkpoint)
     options = sampling_options(args, model.sampling)
     prompts = requested_prompts(args)
     if not prompts:

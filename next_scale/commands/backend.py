@@ -119,6 +119,10 @@ class Backend(ABC):
         """The checkpoint that was given, or the shipped one. Raises UserError where neither is there."""
 
     @abstractmethod
+    def prompted_checkpoint(self) -> str:
+        """The shipped model that reads prompts. Raises UserError where it is not there."""
+
+    @abstractmethod
     def open_model(self, given: str | None, device: str) -> Tokenizer | Generator:
         """Load that checkpoint. Raises UserError where it cannot, or where it is for another program."""
 

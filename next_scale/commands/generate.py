@@ -92,6 +92,8 @@ class Asked(NamedTuple):
 def run(args: argparse.Namespace, backend: Backend) -> None:
     """Generate, write, and say where."""
     sheet = _sheet(args, backend)
+    if args.checkpoint is None and (args.prompt or args.prompt_file is not None):
+        args.checkpoint = backend.prompted_checkpoint()
     model = as_generator(backend.open_model(args.checkpoint, args.device), args.checkpoint or DEFAULT)
     model.pack(args.int8)
     tokenizer = model.tokenizer

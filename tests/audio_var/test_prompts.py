@@ -2,7 +2,10 @@
 
 import os
 
+import numpy as np
 import pytest
+import soundfile
+import torch
 
 from next_scale.checkpoint import save_pretrained
 from tests.conftest import build_tokenizer
@@ -32,3 +35,18 @@ def test_prompts_that_are_refused(fails, command, text):
 def test_odd_and_long_prompts(works, fails, command):
     assert f"{len(ODD)} clips" in works(*command, *ODD)
     assert "has 41 bytes, and this model reads 40" in fails(*command, "x" * 41)
+
+
+def test_the_shipped_model_follows_words(works, tmp_path):
+    """Without a checkpoint: most clips are of the family that was said, high is above low, loud louder than soft."""
+    from audio_var.evaluator import load_evaluator
+
+    works("generate", "--prompt", "a soft low flute", "a loud high brass", "--count", 4, "--device", "cpu")
+    clips = [soundfile.read(path, dtype="float32")[0] for path in sorted((tmp_path / "clips").glob("*.wav"))]
+    judge = load_evaluator()
+    found = judge.judge(torch.as_tensor(np.stack(clips))[:, None])
+    heard = [judge.labels[i] for i in found.label.tolist()]  # names in order: the loud ones, the soft ones
+    assert sum(a == b for a, b in zip(heard, ["brass"] * 4 + ["flute"] * 4, strict=True)) >= 6
+    assert found.pitch[:4].min() > found.pitch[4:].max()
+    levels = [float(np.square(clip).mean()) for clip in clips]
+    assert min(levels[:4]) > max(levels[4:])

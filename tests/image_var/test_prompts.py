@@ -110,3 +110,20 @@ def test_morph(works, fails, worded, tiny_checkpoint, tmp_path):
     assert "8 rows a word" in fails(*command, "a b c d e")
     assert "the words' first 9 scales" in fails(*command, "bag", "--scales", 9)
     assert "control character" in fails(*command, "\x1b[2J")
+
+
+def test_the_shipped_models_follow_words(works, tmp_path):
+    """Without a checkpoint: seven of eight images are what is said, misspelt or not, and so are seven of eight morphs."""
+    from image_var.evaluator import load_evaluator
+    from image_var.io import read_image
+
+    works("generate", "--prompt", "a photo of a dress", "sneeker", "--count", 4, "--device", "cpu")
+    works("morph", "--prompt", "bag", "trouser", "--count", 4, "--enlarge", 1, "--device", "cpu")
+    judge = load_evaluator()
+    meanings = {"images": {"a-photo": "dress", "sneeker": "sneaker"}, "morphs": {"bag": "bag", "trouser": "trouser"}}
+    for folder, said in meanings.items():
+        paths = sorted((tmp_path / folder).glob("*.png"))
+        samples = torch.stack([torch.as_tensor(read_image(path, (32, 32), 1)) for path in paths])
+        heard = [judge.labels[i] for i in judge.judge(samples).label.tolist()]
+        meant = [next(label for start, label in said.items() if path.name.startswith(start)) for path in paths]
+        assert sum(a == b for a, b in zip(heard, meant, strict=True)) >= 7
