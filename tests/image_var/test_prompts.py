@@ -113,7 +113,7 @@ def test_morph(works, fails, worded, tiny_checkpoint, tmp_path):
 
 
 def test_the_shipped_models_follow_words(works, tmp_path):
-    """Without a checkpoint: seven of eight images are what is said, misspelt or not, and so are seven of eight morphs."""
+    """Without a checkpoint: seven of eight images are what is said, one word misspelt, and seven of eight morphs."""
     from image_var.evaluator import load_evaluator
     from image_var.io import read_image
 
