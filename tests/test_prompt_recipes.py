@@ -116,6 +116,23 @@ def test_accuracy_of_notes_hears_loudness():
     assert shares["family"] > 0.9 and shares["register"] > 0.9 and shares["loudness"] > 0.5
 
 
+def test_levels_are_of_every_loudness_where_velocities_take_turns():
+    class Turns:
+        condition_spec = {"label": ["flute"], "pitch": [60], "velocity": [45, 80, 115]}
+
+        def __len__(self):
+            return 12_000
+
+        def __getitem__(self, index):
+            sample = torch.full((1, 2048), 0.1 * (1 + index % 3))
+            return {"sample": sample, "condition": {"label": 0, "pitch": 0, "velocity": index % 3}}
+
+    judge = object.__new__(accuracy.NotesJudge)
+    judge.captions = NoteCaptions()
+    levels = judge._levels(Turns())["flute"]
+    assert levels["soft"] < levels["medium"] < levels["loud"]
+
+
 def test_prompts_of_the_measurement():
     captions = NoteCaptions(held_out=0.1)
     tests = accuracy.tests_of(captions, 40, 0)

@@ -14,7 +14,7 @@ import json
 import math
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -97,6 +97,10 @@ class Judge(ABC):
     def judge(self, samples: Tensor) -> dict[str, list[str]]:
         """Slot -> concept of each sample, (N, ...)."""
 
+    def of_real(self) -> dict[str, float]:
+        """How often the judge is right of real held-out samples; empty where none are at hand."""
+        return {}
+
 
 class FashionJudge(Judge):
     """The class of an image, by the shipped evaluator or that of a folder."""
@@ -135,6 +139,7 @@ class NotesJudge(Judge):
         if not Path(args.data, "manifest.json").is_file():
             raise UserError(f"there are no notes in {args.data}: name the folder of the Notes set with --data")
         self.levels = self._levels(Notes(args.data, "train"))
+        self.real = Notes(args.data, "test")
 
     def open(self, path: str, device: str) -> Generator:
         from audio_var.cli.models import open_generator
@@ -144,14 +149,21 @@ class NotesJudge(Judge):
     def _levels(self, notes) -> dict[str, dict[str, float]]:
         """Family -> loudness -> mean level of at most a few hundred notes each, in dB."""
         found: dict[str, dict[str, list[float]]] = {}
-        step = max(1, len(notes) // 4000)
-        for index in range(0, len(notes), step):
+        for concepts, sample in self._some(notes, 4000):
+            found.setdefault(concepts["family"], {}).setdefault(concepts["loudness"], []).append(_level(sample))
+        return {f: {name: sum(v) / len(v) for name, v in levels.items()} for f, levels in found.items()}
+
+    def _some(self, notes, most: int) -> Iterator[tuple[dict[str, str], Tensor]]:
+        """What is said of at most so many notes, and their sound; at random, for velocities take turns in the set."""
+        for index in torch.randperm(len(notes), generator=torch.Generator().manual_seed(0))[:most].tolist():
             item = notes[index]
             values = {name: notes.condition_spec[name][i] for name, i in item["condition"].items()}
-            concepts = self.captions.concepts(values)
-            family = found.setdefault(concepts["family"], {})
-            family.setdefault(concepts["loudness"], []).append(_level(item["sample"]))
-        return {f: {name: sum(v) / len(v) for name, v in levels.items()} for f, levels in found.items()}
+            yield self.captions.concepts(values), item["sample"]
+
+    def of_real(self) -> dict[str, float]:
+        some = list(self._some(self.real, 1000))
+        asks = [Ask(concepts, "") for concepts, _ in some]
+        return score(asks, self.judge(torch.stack([sample for _, sample in some]))) if some else {}
 
     def judge(self, samples: Tensor) -> dict[str, list[str]]:
         from audio_var.data.captions import REGISTERS
@@ -242,7 +254,8 @@ def run(args: argparse.Namespace) -> None:
     trained = judge.captions.combinations(held_out=False)
     typos = [build_asks(judge.captions, trained, "trained", args.count, args.seed, share) for share in args.typos]
     result = {
-        "data_set": args.data_set, "count": args.count, "seed": args.seed, "typos": list(args.typos), "models": {}
+        "data_set": args.data_set, "count": args.count, "seed": args.seed, "typos": list(args.typos),
+        "of_real": judge.of_real(), "models": {},
     }  # fmt: skip
     models = {name: judge.open(path, args.device) for name, path in paths.items()}
     for name, model in models.items():
@@ -262,7 +275,7 @@ def run(args: argparse.Namespace) -> None:
 
             found = {test: of(asks) for test, asks in tests.items()}
             kind = "labels" if model.words is None else model.words.kind
-            curve = [of(asks) for asks in typos]
+            curve = [found["trained"] if asks == tests["trained"] else of(asks) for asks in typos]
             result["models"][name] = {"checkpoint": paths[name], "kind": kind, "tests": found, "typos": curve}
         outputs.file(out / "accuracy.json").write_text(json.dumps(result, indent=1) + "\n")
         draw(outputs.file(out / "accuracy.png"), result)
@@ -275,6 +288,9 @@ def table(result: Mapping) -> str:
     first = next(iter(result["models"].values()))
     slots = list(first["tests"]["trained"])
     lines = [f"| model | prompts | {' | '.join(slots)} |", "|---" * (len(slots) + 2) + "|"]
+    if result["of_real"]:
+        cells = " | ".join(f"{result['of_real'][slot]:.1%}" for slot in slots)
+        lines.append(f"| (the judge) | real notes, held out | {cells} |")
     for name, found in result["models"].items():
         rows = dict(found["tests"])
         rows |= {f"{share:.0%} typos": test for share, test in zip(result["typos"], found["typos"], strict=True)}
