@@ -237,7 +237,7 @@ def draw(path: str | Path, result: Mapping) -> None:
         left.bar(at, shares, width, yerr=[error(share) for share in shares], label=name)
         shares = [test[ALL] for test in found["typos"]]
         right.errorbar(result["typos"], shares, [error(share) for share in shares], marker="o", capsize=2, label=name)
-    left.set_xticks(range(len(found["tests"])), list(found["tests"]))
+    left.set_xticks(range(len(found["tests"])), [test.replace(" ", "\n") for test in found["tests"]])
     left.set(ylim=(0, 1), ylabel="samples that are what was asked for", title=f"{count} prompts each")
     right.set(ylim=(0, 1), xlabel="share of letters misspelt", title="trained phrasing with typos")
     right.legend()
