@@ -52,7 +52,8 @@ class StreamDecoder:
         parts = []
         while (left := self._latent.shape[2] - self._lead) >= BLOCK + self.context or (last and left > 0):
             fresh = min(BLOCK, left)
-            seen = self._latent[:, :, : self._lead + fresh + self.context]
+            # in one order in memory: some processors round products of strided rows in another way
+            seen = self._latent[:, :, : self._lead + fresh + self.context].contiguous()
             parts.append(self._block(seen, slice(self._lead, self._lead + fresh)))
             drop = max(0, self._lead + fresh - self.context)
             self._lead += fresh - drop
@@ -108,7 +109,7 @@ class Synthesis:
 
     def _emit(self, count: int, span: slice) -> Tensor:
         """Sound the next frames, tuned with those of a span that begins there."""
-        log_magnitude, correction = (part[..., :count] for part in self._waiting)
+        log_magnitude, correction = (part[..., :count].contiguous() for part in self._waiting)
         if self.codec.fundamentals is not None:
             correction = self._tune(count, span)
         phase, self._turning = continued_phase(
@@ -119,7 +120,7 @@ class Synthesis:
 
     def _tune(self, count: int, span: slice) -> Tensor:
         """Corrections (B, F, count): from those tuned with what came before to those tuned with what follows."""
-        log_magnitude, correction = (part[..., span] for part in self._waiting)
+        log_magnitude, correction = (part[..., span].contiguous() for part in self._waiting)
         if self._tuned is not None and log_magnitude.shape[2] <= self._tuned.shape[2]:
             return self._tuned[..., :count]  # the end: nothing follows
         tuned = tune_harmonics(log_magnitude, correction, *self.codec.fundamental_bins)
