@@ -426,7 +426,8 @@ one process, in batches of {BATCH} (wanted: {WANTED_RATIO} times; {"met" if rati
 
 MB of files a second, of {large["bytes"] / 1e6:.0f} MB in {large["shards"]} shards; before each reading from the disk
 the system was made to forget the files. Plain reading only copies bytes to memory; the loader shuffles samples within
-windows of 16 shards, gathers them, and widens tokens to 64 bits, four times their size in the file. All take turns.
+windows of 16 shards and gathers them; tokens stay 16 bits wide, as `ShardDataModule` hands them to the device, which
+widens them. All take turns.
 
 {table}
 Wanted: {100 * WANTED_SHARE:.0f}% of plain reading from the disk; the best is {100 * best:.0f}%:
