@@ -74,6 +74,7 @@ class Plan:
     average: float = 0.995
     rows: int = 512
     drawn: int = 240
+    models: list[str] = field(default_factory=lambda: list(MODELS))
     model: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -82,6 +83,8 @@ def read_plan(path: str | Path) -> tuple[Plan, dict]:
     """A plan, and the recipe that it changes. Raises UserError where either cannot be read."""
     try:
         plan = Plan(**yaml.safe_load(Path(path).read_text(encoding="utf-8")))
+        if unknown := set(plan.models) - set(MODELS):
+            raise UserError(f"{path}: there is no model '{min(unknown)}'; models are {', '.join(MODELS)}")
         recipe = yaml.safe_load(Path(plan.recipe).read_text(encoding="utf-8"))
         return plan, {"model": recipe["model"] | plan.model, "data": recipe["data"] | plan.data}
     except FileNotFoundError as error:
@@ -321,7 +324,10 @@ def measure(plan: Plan, every, model: str, seed: int, folder: Path) -> dict:
 
 
 def rows_of(results: Sequence[dict]) -> list[dict]:
-    """Measures with the values of the joint model and of the models of two kinds and of one, seed by seed."""
+    """Measures with the values of the joint model and of the models of two kinds and of one, seed by seed.
+
+    Of models that were not trained there are none.
+    """
     seeds = sorted({result["seed"] for result in results})
     by = {(result["model"], result["seed"]): result for result in results}
     rows = []
@@ -333,16 +339,16 @@ def rows_of(results: Sequence[dict]) -> list[dict]:
         pair = next(model for model in MODELS if "+" in model and stream in MODELS[model])
         single = next((model for model in MODELS if alone in MODELS[model]), None)
         add(f"{name}, bits", "low", {
-            JOINT: [by[JOINT, seed]["bits"][stream][place] for seed in seeds],
-            "two": [by[pair, seed]["bits"][stream][place] for seed in seeds],
-            "one": [by[single, seed]["bits"][alone][0] for seed in seeds] if single else [],
+            JOINT: [by[JOINT, seed]["bits"][stream][place] for seed in seeds if (JOINT, seed) in by],
+            "two": [by[pair, seed]["bits"][stream][place] for seed in seeds if (pair, seed) in by],
+            "one": [by[single, seed]["bits"][alone][0] for seed in seeds if (single, seed) in by],
         })  # fmt: skip
     names = {name for result in results for name in result["accuracy"]}
     for name in sorted(names):
         pair = next(model for model in MODELS if "+" in model and any(
             name.startswith(f"{a} to {b}") for a, b in map(parse_layout, MODELS[model])
         ))  # fmt: skip
-        values = {key: [by[model, seed]["accuracy"].get(name) for seed in seeds]
+        values = {key: [by[model, seed]["accuracy"].get(name) for seed in seeds if (model, seed) in by]
                   for key, model in ((JOINT, JOINT), ("two", pair))}  # fmt: skip
         if all(value is not None for some in values.values() for value in some):  # a slot may never be said
             add(name, "high", values | {"one": []})
@@ -351,7 +357,7 @@ def rows_of(results: Sequence[dict]) -> list[dict]:
 
 def verdict(joint: Sequence[float], other: Sequence[float], better: str) -> str:
     """Whether sharing helps: the same way in every seed, and the mean difference above its standard error."""
-    if not other:
+    if not joint or not other:
         return ""
     sign = 1 if better == "high" else -1
     differences = [sign * (a - b) for a, b in zip(joint, other, strict=True)]
@@ -387,7 +393,7 @@ def table_of(plan: Plan, results: Sequence[dict], command: str) -> str:
             f"{verdict(row[JOINT], row['one'], better)} |"
         )
     lines += ["", "| model | steps | training PFLOPs | million parameters | seconds |", "|---|---:|---:|---:|---:|"]
-    for model in MODELS:
+    for model in plan.models:
         own = [result for result in results if result["model"] == model]
         mean = {key: statistics.mean(result[key] for result in own)
                 for key in ("steps", "flops", "parameters", "seconds")}  # fmt: skip
@@ -416,7 +422,7 @@ def main(argv: list[str]) -> int:
     data = build_data(recipe)
     results = []
     for seed in plan.seeds:
-        for model in MODELS:
+        for model in plan.models:
             folder = out / f"{model.replace('+', '_')}-{seed}"
             trained = train(plan, recipe, data, model, seed, folder, args.precision)
             results.append(trained | measure(plan, data, model, seed, folder))

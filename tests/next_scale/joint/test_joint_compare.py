@@ -5,6 +5,7 @@ import json
 import pytest
 import yaml
 
+from next_scale.errors import UserError
 from recipes.multimodal.compare import JOINT, MODELS, budget_of, main, rows_of, verdict
 
 
@@ -52,3 +53,13 @@ def test_in_miniature(tokenizers, tmp_path, capsys):
     capsys.readouterr()
     assert main([*arguments, "--seeds", "0"]) == 0  # finds everything done
     assert (tmp_path / "out" / "joint-0" / "trained.json").read_bytes() == before
+
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"models": [JOINT]}))
+    assert main(arguments) == 0  # of some of the models, what there is
+    alone = (tmp_path / "out" / "table.md").read_text()
+    assert alone.splitlines()[0] == table.splitlines()[0] and "| text+audio |" not in alone
+    audio = next(line for line in alone.splitlines() if line.startswith("| audio, bits"))
+    assert [cell.strip() for cell in audio.split("|")[3:]] == [""] * 5
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(plan | {"models": ["text+sculpture"]}))
+    with pytest.raises(UserError, match=r"no model 'text\+sculpture'; models are joint, text\+audio"):
+        main(arguments)
