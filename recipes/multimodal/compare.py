@@ -380,9 +380,9 @@ def table_of(plan: Plan, results: Sequence[dict], command: str) -> str:
         return text + (" %" if better == "high" else "") + spread
 
     lines = ["# Where sharing helps", "", f"`{command}`", ""]
-    lines += [f"{len(plan.seeds)} seeds, mean and standard deviation. Bits are of a whole held-out sample "
-              f"({plan.rows} a kind), accuracies of {plan.drawn} drawn. A verdict needs all seeds to agree and a mean "
-              "difference above its standard error.", ""]  # fmt: skip
+    seeds = f"{len(plan.seeds)} seeds, mean and standard deviation" if len(plan.seeds) > 1 else "One seed"
+    lines += [f"{seeds}. Bits are of a whole held-out sample ({plan.rows} a kind), accuracies of {plan.drawn} drawn. A "
+              "verdict needs all seeds to agree and a mean difference above its standard error.", ""]  # fmt: skip
     lines += ["| | joint | models of two kinds | sharing | models of one kind | sharing |"]
     lines += ["|---|---:|---:|---|---:|---|"]
     for row in rows_of(results):
