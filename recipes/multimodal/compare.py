@@ -328,8 +328,9 @@ def rows_of(results: Sequence[dict]) -> list[dict]:
 
     Of models that were not trained there are none.
     """
-    seeds = sorted({result["seed"] for result in results})
-    by = {(result["model"], result["seed"]): result for result in results}
+    of = {model: [] for model in MODELS}
+    for result in sorted(results, key=lambda result: result["seed"]):
+        of[result["model"]].append(result)
     rows = []
 
     def add(name: str, better: str, values: dict[str, list[float | None]]) -> None:
@@ -339,16 +340,16 @@ def rows_of(results: Sequence[dict]) -> list[dict]:
         pair = next(model for model in MODELS if "+" in model and stream in MODELS[model])
         single = next((model for model in MODELS if alone in MODELS[model]), None)
         add(f"{name}, bits", "low", {
-            JOINT: [by[JOINT, seed]["bits"][stream][place] for seed in seeds if (JOINT, seed) in by],
-            "two": [by[pair, seed]["bits"][stream][place] for seed in seeds if (pair, seed) in by],
-            "one": [by[single, seed]["bits"][alone][0] for seed in seeds if (single, seed) in by],
+            JOINT: [result["bits"][stream][place] for result in of[JOINT]],
+            "two": [result["bits"][stream][place] for result in of[pair]],
+            "one": [result["bits"][alone][0] for result in of[single]] if single else [],
         })  # fmt: skip
     names = {name for result in results for name in result["accuracy"]}
     for name in sorted(names):
         pair = next(model for model in MODELS if "+" in model and any(
             name.startswith(f"{a} to {b}") for a, b in map(parse_layout, MODELS[model])
         ))  # fmt: skip
-        values = {key: [by[model, seed]["accuracy"].get(name) for seed in seeds if (model, seed) in by]
+        values = {key: [result["accuracy"].get(name) for result in of[model]]
                   for key, model in ((JOINT, JOINT), ("two", pair))}  # fmt: skip
         if all(value is not None for some in values.values() for value in some):  # a slot may never be said
             add(name, "high", values | {"one": []})
